@@ -1,0 +1,112 @@
+"""Context features: declared names and values turned into integer codes.
+
+Code 0 is a missing value, 1 a value outside the vocabulary, 2.. the vocabulary (or, for a
+numeric feature, the buckets between its edges).
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+from pydantic import BaseModel, ConfigDict
+
+MISSING = 0
+OOV = 1
+FIRST = 2
+
+Int32Array = npt.NDArray[np.int32]
+
+
+class ContextFeature(BaseModel):
+    """One context feature; `values` or `edges` according to its kind."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    kind: Literal["categorical", "numeric"]
+    values: tuple[str, ...] = ()
+    edges: tuple[float, ...] = ()
+
+    @property
+    def cardinality(self) -> int:
+        """Number of codes, missing and out-of-vocabulary included."""
+        return FIRST + (len(self.values) if self.kind == "categorical" else len(self.edges) + 1)
+
+    def encode(self, column: pa.Array) -> Int32Array:
+        """Codes [N] of a string or float column with N rows."""
+        if self.kind == "numeric":
+            numbers = column.to_numpy(zero_copy_only=False).astype(np.float64)
+            codes = FIRST + np.searchsorted(np.asarray(self.edges), numbers, side="right")
+            return np.where(np.isnan(numbers), MISSING, codes).astype(np.int32)
+        found = pc.index_in(column, value_set=pa.array(self.values, pa.string()))
+        codes = found.fill_null(-1).to_numpy(zero_copy_only=False) + FIRST
+        codes = np.where(codes < FIRST, OOV, codes)
+        return np.where(column.is_null().to_numpy(zero_copy_only=False), MISSING, codes).astype(
+            np.int32
+        )
+
+
+class ContextCodec(BaseModel):
+    """The F declared context features of a data set or a model, in order."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    features: tuple[ContextFeature, ...] = ()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Feature names in column order."""
+        return tuple(feature.name for feature in self.features)
+
+    def encode(self, column: pa.StructArray) -> Int32Array:
+        """Codes [N, F] of a `context` struct column with N rows; absent fields are missing."""
+        codes = np.zeros((len(column), len(self.features)), np.int32)
+        have = {field.name for field in column.type}
+        for index, feature in enumerate(self.features):
+            if feature.name in have:
+                codes[:, index] = feature.encode(pc.struct_field(column, feature.name))
+        return codes
+
+    def encode_dicts(self, rows: Sequence[Mapping[str, Any]]) -> Int32Array:
+        """Codes [N, F] of N contexts given as dicts, as a request carries them."""
+        codes = np.zeros((len(rows), len(self.features)), np.int32)
+        for index, feature in enumerate(self.features):
+            kind = pa.string() if feature.kind == "categorical" else pa.float64()
+            column = pa.array([row.get(feature.name) for row in rows], kind)
+            codes[:, index] = feature.encode(column)
+        return codes
+
+    def translation(self, source: "ContextCodec") -> list[Int32Array]:
+        """Per feature of this codec, the table from a source code to a code of ours.
+
+        A data set is encoded once with all its declared values; a model knows the training
+        values only. Values it never saw become out-of-vocabulary.
+        """
+        by_name = {feature.name: feature for feature in source.features}
+        tables: list[Int32Array] = []
+        for feature in self.features:
+            other = by_name.get(feature.name)
+            if other is None:
+                tables.append(np.zeros(1, np.int32))
+            elif feature.kind == "numeric":
+                if other.edges != feature.edges:
+                    raise ValueError(f"context feature {feature.name}: bucket edges differ")
+                tables.append(np.arange(other.cardinality, dtype=np.int32))
+            else:
+                known = feature.encode(pa.array(other.values, pa.string()))
+                tables.append(np.concatenate([np.array([MISSING, OOV], np.int32), known]))
+        return tables
+
+    def translate(self, source: "ContextCodec", codes: Int32Array) -> Int32Array:
+        """Codes [..., F'] of `source` as codes [..., F] of this codec."""
+        position = {name: index for index, name in enumerate(source.names)}
+        out = np.zeros((*codes.shape[:-1], len(self.features)), np.int32)
+        for index, (feature, table) in enumerate(
+            zip(self.features, self.translation(source), strict=True)
+        ):
+            if feature.name in position:
+                out[..., index] = table[codes[..., position[feature.name]]]
+        return out

@@ -1,0 +1,81 @@
+"""Writing files so that nobody ever sees a half-written one."""
+
+import errno
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from raysys.errors import DataError, StorageFullError
+
+
+def sha256_file(path: Path) -> str:
+    """Hex sha256 of a file's bytes."""
+    with path.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def fsync_tree(folder: Path) -> None:
+    """Flush every file and directory below `folder` to the disk."""
+    for root, _, names in os.walk(folder):
+        for name in [*names, "."]:
+            descriptor = os.open(os.path.join(root, name), os.O_RDONLY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+
+
+@contextmanager
+def new_folder(target: Path, *, overwrite: bool = False) -> Iterator[Path]:
+    """A temporary sibling of `target` that takes its name when the block ends well.
+
+    On any error the temporary folder is removed and `target` is left as it was.
+
+    Raises:
+        DataError: `target` exists and `overwrite` is false.
+        StorageFullError: the disk is full.
+    """
+    target = Path(target)
+    if target.exists() and not overwrite:
+        raise DataError(f"{target} exists already; choose another --out or pass --overwrite")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    try:
+        scratch.chmod(0o755)
+        yield scratch
+        fsync_tree(scratch)
+        if target.exists():
+            old = Path(tempfile.mkdtemp(prefix=f".{target.name}.old.", dir=target.parent))
+            os.rename(target, old / "folder")
+            os.rename(scratch, target)
+            shutil.rmtree(old)
+        else:
+            os.rename(scratch, target)
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            raise StorageFullError(
+                f"no space left on the disk of {target.parent}: nothing was kept; "
+                "free some space or choose another --out"
+            ) from error
+        raise
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a small file atomically: temporary sibling, fsync, rename."""
+    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8") as handle:
+            handle.write(text)
+            handle.flush()
+            os.fsync(handle.fileno())
+        os.chmod(name, 0o644)
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise

@@ -1,0 +1,151 @@
+"""User histories, stored once and gathered by pointer.
+
+A history is the user's events whose behaviour counts as history, in `seq` order. A request
+points at [start, end): the events strictly before it. Nothing is materialised per request
+but the gathered window.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from raysys.data.columns import ColumnFolder
+from raysys.data.contexts import ContextCodec
+
+UNKNOWN_TS = np.iinfo(np.int64).min
+_ARRAYS = ("start", "item", "ts", "behaviour", "context")
+
+
+@dataclass(frozen=True)
+class Window:
+    """The newest L events of B histories; column 0 is the newest event.
+
+    items [B, L] int64 item rows (0 where masked), mask [B, L] bool (True = a real event),
+    context [B, L, F] int64 codes, behaviour [B, L] int64, age_s [B, L] float32 seconds before
+    the request (0 where unknown), length [B] int64 full history lengths before the cut to L.
+    """
+
+    items: npt.NDArray[np.int64]
+    mask: npt.NDArray[np.bool_]
+    context: npt.NDArray[np.int64]
+    behaviour: npt.NDArray[np.int64]
+    age_s: npt.NDArray[np.float32]
+    length: npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Histories:
+    """Events of U users in N rows; arrays may be memory-mapped.
+
+    users: user ids [U]; start [U + 1]: rows of user u are start[u]:start[u + 1];
+    item [N] item rows, ts [N] µs UTC (UNKNOWN_TS where null), behaviour [N] codes,
+    context [N, F] codes of `codec`.
+    """
+
+    users: pa.Array
+    start: npt.NDArray[np.int64]
+    item: npt.NDArray[np.int32]
+    ts: npt.NDArray[np.int64]
+    behaviour: npt.NDArray[np.int8]
+    context: npt.NDArray[np.int32]
+    codec: ContextCodec
+
+    def rows(self, user_ids: pa.Array) -> npt.NDArray[np.int64]:
+        """Row of each user id, −1 for a user without events here."""
+        found = pc.index_in(user_ids, value_set=self.users).fill_null(-1)
+        return found.to_numpy(zero_copy_only=False).astype(np.int64)
+
+    def end_before(
+        self, user_rows: npt.NDArray[np.int64], ts: npt.NDArray[np.int64]
+    ) -> npt.NDArray[np.int64]:
+        """First event row of each user with time ≥ ts: the exclusive end of the history [B].
+
+        A binary search over all requests at once: log2(longest history) passes.
+        """
+        safe = np.maximum(user_rows, 0)
+        low = np.where(user_rows < 0, 0, self.start[safe])
+        high = np.where(user_rows < 0, 0, self.start[safe + 1])
+        while True:
+            open_ = low < high
+            if not open_.any():
+                return low
+            middle = (low + high) >> 1
+            before = np.zeros(len(low), bool)
+            before[open_] = self.ts[middle[open_]] < ts[open_]
+            low = np.where(open_ & before, middle + 1, low)
+            high = np.where(open_ & ~before, middle, high)
+
+    def begin(self, user_rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """First event row of each user [B]; 0 for an unknown user, whose end is 0 too."""
+        return np.where(user_rows < 0, 0, self.start[np.maximum(user_rows, 0)])
+
+    def window(
+        self,
+        start: npt.NDArray[np.int64],
+        end: npt.NDArray[np.int64],
+        length: int,
+        ts: npt.NDArray[np.int64] | None = None,
+    ) -> Window:
+        """The newest `length` events of each [start, end), newest first.
+
+        The window is as wide as the longest history in the batch needs, at most `length`.
+        """
+        counts = end - start
+        width = int(min(length, max(1, counts.max(initial=0))))
+        index = end[:, None] - 1 - np.arange(width)
+        mask = index >= start[:, None]
+        index = np.where(mask, index, 0)
+        features = self.context.shape[1]
+        if len(self.item) == 0:
+            shape = index.shape
+            return Window(
+                np.zeros(shape, np.int64),
+                mask,
+                np.zeros((*shape, features), np.int64),
+                np.zeros(shape, np.int64),
+                np.zeros(shape, np.float32),
+                counts,
+            )
+        items = np.where(mask, self.item[index], 0).astype(np.int64)
+        behaviour = np.where(mask, self.behaviour[index], 0).astype(np.int64)
+        context = np.where(mask[..., None], self.context[index], 0).astype(np.int64)
+        age = np.zeros(index.shape, np.float32)
+        if ts is not None:
+            event_ts = self.ts[index]
+            known = mask & (event_ts != UNKNOWN_TS) & (ts[:, None] != UNKNOWN_TS)
+            age = np.where(known, (ts[:, None] - event_ts) / 1e6, 0).astype(np.float32)
+        return Window(items, mask, context, behaviour, age, counts)
+
+    def save(self, folder: Path) -> None:
+        """Write the histories as Arrow IPC columns into `folder`."""
+        columns = ColumnFolder(folder)
+        columns.write("users", self.users)
+        for name in _ARRAYS:
+            columns.write(name, getattr(self, name))
+        (folder / "codec.json").write_text(self.codec.model_dump_json(), encoding="utf-8")
+
+    @classmethod
+    def load(cls, folder: Path) -> "Histories":
+        """Open memory-mapped histories written by `save`."""
+        columns = ColumnFolder(folder)
+        codec = ContextCodec.model_validate_json((folder / "codec.json").read_text("utf-8"))
+        arrays: dict[str, Any] = {name: columns.read(name) for name in _ARRAYS}
+        return cls(users=columns.read_strings("users"), codec=codec, **arrays)
+
+    @classmethod
+    def empty(cls, codec: ContextCodec) -> "Histories":
+        """Histories of nobody: every user is cold."""
+        return cls(
+            users=pa.array([], pa.string()),
+            start=np.zeros(1, np.int64),
+            item=np.zeros(0, np.int32),
+            ts=np.zeros(0, np.int64),
+            behaviour=np.zeros(0, np.int8),
+            context=np.zeros((0, len(codec.features)), np.int32),
+            codec=codec,
+        )
