@@ -5,7 +5,9 @@ points at [start, end): the events strictly before it. Nothing is materialised p
 but the gathered window.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +62,15 @@ class Histories:
         found = pc.index_in(user_ids, value_set=self.users).fill_null(-1)
         return found.to_numpy(zero_copy_only=False).astype(np.int64)
 
+    @cached_property
+    def _row_of(self) -> dict[str, int]:
+        return {user: row for row, user in enumerate(self.users.to_pylist())}
+
+    def lookup(self, user_ids: Iterable[str]) -> npt.NDArray[np.int64]:
+        """As `rows`, through a hash table that is kept: for few ids, many times."""
+        get = self._row_of.get
+        return np.fromiter((get(user, -1) for user in user_ids), np.int64)
+
     def end_before(
         self, user_rows: npt.NDArray[np.int64], ts: npt.NDArray[np.int64]
     ) -> npt.NDArray[np.int64]:
@@ -67,9 +78,7 @@ class Histories:
 
         A binary search over all requests at once: log2(longest history) passes.
         """
-        safe = np.maximum(user_rows, 0)
-        low = np.where(user_rows < 0, 0, self.start[safe])
-        high = np.where(user_rows < 0, 0, self.start[safe + 1])
+        low, high = self.begin(user_rows), self.finish(user_rows)
         while True:
             open_ = low < high
             if not open_.any():
@@ -83,6 +92,10 @@ class Histories:
     def begin(self, user_rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """First event row of each user [B]; 0 for an unknown user, whose end is 0 too."""
         return np.where(user_rows < 0, 0, self.start[np.maximum(user_rows, 0)])
+
+    def finish(self, user_rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Last event row + 1 of each user [B]; 0 for an unknown user."""
+        return np.where(user_rows < 0, 0, self.start[np.maximum(user_rows, 0) + 1])
 
     def window(
         self,

@@ -1,0 +1,123 @@
+"""The one `Batch` type: B requests with their candidates and the window of their history."""
+
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from raysys.data.contexts import ContextCodec
+from raysys.data.histories import Histories
+
+
+@dataclass(frozen=True)
+class Batch:
+    """B requests. Item values are rows of the catalogue: 0 padding, 1 unknown, 2.. items.
+
+    context [B, F] int64 codes of the request;
+    history_items [B, L] int64, newest first; history_mask [B, L] bool, True = real;
+    history_context [B, L, F] int64; history_behaviour [B, L] int64;
+    history_age_s [B, L] float32 seconds; history_length [B] int64 before the cut;
+    candidates [B, C] int64; candidate_mask [B, C] bool, True = real;
+    clicks, orders [B, C] float32 labels, None when scoring.
+    """
+
+    context: Tensor
+    history_items: Tensor
+    history_mask: Tensor
+    history_context: Tensor
+    history_behaviour: Tensor
+    history_age_s: Tensor
+    history_length: Tensor
+    candidates: Tensor
+    candidate_mask: Tensor
+    clicks: Tensor | None = None
+    orders: Tensor | None = None
+
+    def __len__(self) -> int:
+        """B."""
+        return self.candidates.shape[0]
+
+    def to(self, device: torch.device | str) -> "Batch":
+        """The batch on another device."""
+        moved = {f.name: getattr(self, f.name) for f in fields(self)}
+        return Batch(
+            **{
+                name: None if value is None else value.to(device, non_blocking=True)
+                for name, value in moved.items()
+            }
+        )
+
+    def slice(self, start: int, stop: int) -> "Batch":
+        """Requests start:stop."""
+        parts: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
+        return replace(
+            self, **{name: None if v is None else v[start:stop] for name, v in parts.items()}
+        )
+
+
+@dataclass(frozen=True)
+class Pointers:
+    """B requests before gathering: where their histories lie and what is to be ranked.
+
+    start, end, ts [B] int64; context [B, F] int codes of `codec`; candidates [B, C] item rows,
+    0 where padded; clicks, orders [B, C] or None.
+    """
+
+    start: npt.NDArray[np.int64]
+    end: npt.NDArray[np.int64]
+    ts: npt.NDArray[np.int64]
+    context: npt.NDArray[np.int32]
+    codec: ContextCodec
+    candidates: npt.NDArray[np.int64]
+    clicks: npt.NDArray[np.float32] | None = None
+    orders: npt.NDArray[np.float32] | None = None
+
+
+class Collator:
+    """Gathers histories and translates context codes to a model's vocabulary.
+
+    Args:
+        histories: where the pointers point.
+        codec: the model's context features.
+        length: L, the longest window to gather; 0 gathers none.
+    """
+
+    def __init__(self, histories: Histories, codec: ContextCodec, length: int) -> None:
+        self.histories = histories
+        self.codec = codec
+        self.length = length
+
+    def __call__(self, pointers: Pointers) -> Batch:
+        """Make the batch; its window is as wide as its longest history, at most `length`."""
+        window = self.histories.window(pointers.start, pointers.end, self.length, pointers.ts)
+        tensor = torch.from_numpy
+        context = self.codec.translate(pointers.codec, pointers.context)
+        past = self.codec.translate(self.histories.codec, window.context.astype(np.int32))
+        # Padding keeps code 0 in every feature, so that masked slots carry nothing.
+        clicks, orders = pointers.clicks, pointers.orders
+        return Batch(
+            context=tensor(context.astype(np.int64)),
+            history_items=tensor(window.items),
+            history_mask=tensor(window.mask),
+            history_context=tensor(past.astype(np.int64)),
+            history_behaviour=tensor(window.behaviour),
+            history_age_s=tensor(window.age_s),
+            history_length=tensor(window.length),
+            candidates=tensor(pointers.candidates),
+            candidate_mask=tensor(pointers.candidates != 0),
+            clicks=None if clicks is None else tensor(clicks),
+            orders=None if orders is None else tensor(orders),
+        )
+
+
+def pad_rows(
+    values: npt.NDArray[Any], counts: npt.NDArray[np.int64], fill: float = 0
+) -> npt.NDArray[Any]:
+    """Ragged rows, concatenated [sum(counts)], as a padded array [B, max(counts)]."""
+    width = int(counts.max(initial=1))
+    out = np.full((len(counts), width), fill, values.dtype)
+    out[np.arange(width) < counts[:, None]] = values
+    return out

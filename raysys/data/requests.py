@@ -1,0 +1,208 @@
+"""A request to rank: ids only. Evaluation, batch scoring and serving all become `Requests`."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+from pydantic import BaseModel, ConfigDict, Field
+
+from raysys.data.batch import Pointers, pad_rows
+from raysys.data.catalogue import Catalogue
+from raysys.data.contexts import ContextCodec
+from raysys.data.histories import UNKNOWN_TS, Histories
+from raysys.data.schema import BEHAVIOURS
+from raysys.errors import DataError
+
+Id = Annotated[str, Field(min_length=1, max_length=256)]
+ContextValue = Annotated[str, Field(max_length=256)] | float | None
+
+
+class HistoryEvent(BaseModel):
+    """One past event sent with a request."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    item_id: Id
+    ts: int | None = None
+    behaviour: str = "click"
+    context: dict[str, ContextValue] = Field(default_factory=dict)
+
+
+class Request(BaseModel):
+    """What is to be ranked for whom, when and in which context.
+
+    ts: µs since the epoch, UTC. `history` replaces the stored history of the user; its events
+    are oldest first, and those at or after `ts` are ignored. `history_end` cuts the stored
+    history where there is no time.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    request_id: Id
+    user_id: Id
+    ts: int | None = None
+    tz_offset_min: Annotated[int, Field(ge=-1440, le=1440)] = 0
+    context: dict[str, ContextValue] = Field(default_factory=dict)
+    candidates: Annotated[tuple[Id, ...], Field(min_length=1)]
+    history: tuple[HistoryEvent, ...] | None = None
+    history_end: Annotated[int, Field(ge=0)] | None = None
+
+
+@dataclass(frozen=True)
+class Requests:
+    """N requests in columns, their contexts encoded.
+
+    ids [N]; users [N]; ts [N] µs (UNKNOWN_TS where null); history_end [N], −1 where not given;
+    context [N, F] codes of the model's codec; candidates [R] ids, concatenated; counts [N];
+    inline: request index -> the history sent with it.
+    """
+
+    ids: list[str]
+    users: list[str]
+    ts: npt.NDArray[np.int64]
+    history_end: npt.NDArray[np.int64]
+    context: npt.NDArray[np.int32]
+    candidates: list[str]
+    counts: npt.NDArray[np.int64]
+    inline: dict[int, tuple[HistoryEvent, ...]]
+
+    def __len__(self) -> int:
+        """N."""
+        return len(self.ids)
+
+    @classmethod
+    def of(cls, requests: Sequence[Request], codec: ContextCodec) -> "Requests":
+        """From request objects."""
+        return cls(
+            ids=[r.request_id for r in requests],
+            users=[r.user_id for r in requests],
+            ts=np.array([UNKNOWN_TS if r.ts is None else r.ts for r in requests], np.int64),
+            history_end=np.array(
+                [-1 if r.history_end is None else r.history_end for r in requests], np.int64
+            ),
+            context=codec.encode_dicts([r.context for r in requests]),
+            candidates=[item for r in requests for item in r.candidates],
+            counts=np.array([len(r.candidates) for r in requests], np.int64),
+            inline={i: r.history for i, r in enumerate(requests) if r.history is not None},
+        )
+
+    @classmethod
+    def of_table(cls, table: pa.Table, codec: ContextCodec) -> "Requests":
+        """From a table with the columns of `impressions` that a request needs.
+
+        Columns: request_id (or impression_id), user_id, candidates, and optionally ts,
+        history_end, context.
+
+        Raises:
+            DataError: a needed column is missing or a candidate list is empty.
+        """
+        names = set(table.column_names)
+        key = "request_id" if "request_id" in names else "impression_id"
+        for name in (key, "user_id", "candidates"):
+            if name not in names:
+                raise DataError(f"requests table: column {name} is missing")
+
+        def numbers(name: str, fill: int) -> npt.NDArray[np.int64]:
+            if name not in names:
+                return np.full(len(table), fill, np.int64)
+            return np.asarray(table[name].fill_null(fill).to_numpy(), np.int64)
+
+        lists = table["candidates"].combine_chunks()
+        counts = pc.list_value_length(lists).fill_null(0).to_numpy(zero_copy_only=False)
+        if len(counts) and counts.min() == 0:
+            row = int(np.argmin(counts))
+            raise DataError(f"requests table: row {row} ({table[key][row]}) has no candidates")
+        context = np.zeros((len(table), len(codec.features)), np.int32)
+        if "context" in names and codec.features:
+            context = codec.encode(table["context"].combine_chunks())
+        return cls(
+            ids=table[key].to_pylist(),
+            users=table["user_id"].to_pylist(),
+            ts=numbers("ts", UNKNOWN_TS),
+            history_end=numbers("history_end", -1),
+            context=context,
+            candidates=pc.list_flatten(lists).to_pylist(),
+            counts=counts.astype(np.int64),
+            inline={},
+        )
+
+    def take(self, chosen: npt.NDArray[np.int64]) -> "Requests":
+        """The chosen requests, in that order."""
+        offsets = np.concatenate([[0], np.cumsum(self.counts)])
+        picked = [self.candidates[offsets[i] : offsets[i + 1]] for i in chosen]
+        return Requests(
+            ids=[self.ids[i] for i in chosen],
+            users=[self.users[i] for i in chosen],
+            ts=self.ts[chosen],
+            history_end=self.history_end[chosen],
+            context=self.context[chosen],
+            candidates=[item for items in picked for item in items],
+            counts=self.counts[chosen],
+            inline={
+                new: self.inline[old] for new, old in enumerate(chosen.tolist())
+                if old in self.inline
+            },
+        )  # fmt: skip
+
+    def stored(self) -> npt.NDArray[np.int64]:
+        """Indices of the requests whose history is looked up."""
+        return np.array([i for i in range(len(self)) if i not in self.inline], np.int64)
+
+    def pointers(self, catalogue: Catalogue, histories: Histories, codec: ContextCodec) -> Pointers:
+        """Resolve ids: rows of candidates, and where each history lies in `histories`.
+
+        Requests with an inline history must be resolved against `inline_histories`.
+        """
+        user = histories.lookup(self.users)
+        start = histories.begin(user)
+        limit = histories.finish(user)
+        timed = histories.end_before(user, self.ts)
+        cut = np.where(self.history_end >= 0, np.minimum(start + self.history_end, limit), limit)
+        rows = catalogue.rows(self.candidates)
+        return Pointers(
+            start=start,
+            end=np.where(self.ts == UNKNOWN_TS, cut, timed),
+            ts=self.ts,
+            context=self.context,
+            codec=codec,
+            candidates=pad_rows(rows, self.counts),
+        )
+
+    def inline_histories(self, catalogue: Catalogue, codec: ContextCodec) -> Histories:
+        """The histories sent with the requests, one owner per request, named by its index.
+
+        Raises:
+            DataError: an unknown behaviour, or events that are not in time order.
+        """
+        owners = sorted(self.inline)
+        events = [event for owner in owners for event in self.inline[owner]]
+        for event in events:
+            if event.behaviour not in BEHAVIOURS:
+                raise DataError(
+                    f"history: unknown behaviour {event.behaviour!r}; "
+                    f"known are {', '.join(BEHAVIOURS)}"
+                )
+        times = np.array([UNKNOWN_TS if e.ts is None else e.ts for e in events], np.int64)
+        lengths = np.array([len(self.inline[owner]) for owner in owners], np.int64)
+        start = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+        falls = np.flatnonzero(np.diff(times) < 0) + 1
+        if len(np.setdiff1d(falls, start)):
+            raise DataError("history: events must be sorted by ts, oldest first")
+        rows: dict[str, Any] = dict(
+            item=catalogue.rows([e.item_id for e in events]).astype(np.int32),
+            behaviour=np.array([BEHAVIOURS.index(e.behaviour) for e in events], np.int8),
+            context=codec.encode_dicts([e.context for e in events]),
+        )
+        # Zero-padded indices: histories are looked up by name and kept in name order.
+        names = pa.array([f"{owner:09d}" for owner in owners], pa.string())
+        return Histories(users=names, start=start, ts=times, codec=codec, **rows)
+
+    def renamed_inline(self) -> "Requests":
+        """The requests with an inline history, their users named as `inline_histories` does."""
+        chosen = np.array(sorted(self.inline), np.int64)
+        part = self.take(chosen)
+        return Requests(**{**vars(part), "users": [f"{i:09d}" for i in chosen.tolist()]})
