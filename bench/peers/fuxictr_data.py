@@ -1,0 +1,167 @@
+"""Write a data set in the layout that FuxiCTR's LongCTR loader reads.
+
+`user_info.parquet` holds each user's events once, `item_info.parquet` one row of codes per item,
+`train.parquet` and `valid.parquet` a pointer (user row, history length) per sample, and
+`feature_map.json` the features with their vocabulary sizes. Code 0 of every feature is padding:
+FuxiCTR embeds it as a zero vector that is never trained.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from raysys.data.files import new_folder
+from raysys.errors import DataError
+
+Ints = npt.NDArray[np.integer[Any]]
+
+DATASET_ID = "data"
+# Columns that FuxiCTR's loader gathers with and that the model never sees.
+POINTERS = ("user_index", "item_index", "seq_len")
+GROUP = "group_id"
+
+
+@dataclass(frozen=True)
+class Rows:
+    """R samples of one split.
+
+    user [R]: row of the user, −1 for a user without events; end [R]: exclusive end of the
+    history, an index into the event list of all users; item [R] item rows; label [R] 0/1;
+    context: codes [R] per feature; group [R]: group of the grouped AUC, optional.
+    """
+
+    user: Ints
+    end: Ints
+    item: Ints
+    label: Ints
+    context: Mapping[str, Ints] = field(default_factory=dict)
+    group: Ints | None = None
+
+
+@dataclass(frozen=True)
+class Histories:
+    """start [U + 1]: user u owns item[start[u]:start[u + 1]], oldest first; item [N] item rows."""
+
+    start: Ints
+    item: Ints
+
+
+def write_fuxictr_dataset(
+    out: Path,
+    histories: Histories,
+    item_features: Mapping[str, Ints],
+    splits: Mapping[str, Rows],
+    vocab_sizes: Mapping[str, int],
+) -> None:
+    """Write folder `out`, which must not exist.
+
+    Args:
+        out: the folder to make.
+        histories: the events of U users; item row 0 is padding and must not occur.
+        item_features: codes [I] per feature and item row, row 0 all zeros; a feature `item_id`
+            (the row itself) is usual but not implied.
+        splits: `train` and optionally `valid`; all with the same context features.
+        vocab_sizes: rows of the embedding table of each item and context feature.
+
+    Raises:
+        DataError: a code outside its vocabulary, a history that is not the user's, no samples,
+            or `out` exists.
+    """
+    columns = {name: _sample_columns(name, rows, histories) for name, rows in splits.items()}
+    context = list(splits["train"].context)
+    _check_codes(item_features, vocab_sizes, "item")
+    for name, rows in splits.items():
+        if list(rows.context) != context:
+            raise DataError(f"split {name!r} has context features {list(rows.context)}")
+        _check_codes(rows.context, vocab_sizes, name)
+    items = len(next(iter(item_features.values())))
+    for name, values in [("histories", histories.item)] + [
+        (name, rows.item) for name, rows in splits.items()
+    ]:
+        if len(values) and not (values.min() > 0 and values.max() < items):
+            raise DataError(f"{name}: item rows must lie between 1 and {items - 1}")
+
+    with new_folder(out) as folder:
+        user_info = _user_info(histories)
+        pq.write_table(user_info, folder / "user_info.parquet")
+        item_info = pa.table({"item_index": np.arange(items), **_wide(item_features)})
+        pq.write_table(item_info, folder / "item_info.parquet")
+        for name, table in columns.items():
+            pq.write_table(pa.table(table), folder / f"{name}.parquet")
+        feature_map = _feature_map(context, list(item_features), vocab_sizes)
+        if any(rows.group is not None for rows in splits.values()):
+            feature_map["features"].append({GROUP: {"type": "meta"}})
+        text = json.dumps(feature_map, indent=2)
+        (folder / "feature_map.json").write_text(text, encoding="utf-8")
+
+
+def _sample_columns(name: str, rows: Rows, histories: Histories) -> dict[str, Ints]:
+    if not len(rows.label):
+        raise DataError(f"split {name!r} has no samples")
+    users = len(histories.start) - 1
+    # A user without events points at one more, empty history.
+    user = np.where(rows.user < 0, users, rows.user).astype(np.int64)
+    start = np.append(histories.start, histories.start[-1:])
+    cold = user == users
+    length = np.where(cold, 0, rows.end - start[user])
+    if (length < 0).any() or (length > start[user + 1] - start[user]).any():
+        row = int(np.flatnonzero((length < 0) | (length > start[user + 1] - start[user]))[0])
+        raise DataError(f"split {name!r}, row {row}: the history end is not the user's")
+    pointers = dict(zip(POINTERS, (user, rows.item, length), strict=True))
+    group = {} if rows.group is None else {GROUP: rows.group}
+    # FuxiCTR stacks all columns into one array: a single float column would turn the indices
+    # into floats and break its gather.
+    return _wide({**pointers, **rows.context, **group, "label": rows.label})
+
+
+def _wide(columns: Mapping[str, Ints]) -> dict[str, Ints]:
+    return {name: np.asarray(values).astype(np.int64) for name, values in columns.items()}
+
+
+def _check_codes(columns: Mapping[str, Ints], vocab_sizes: Mapping[str, int], where: str) -> None:
+    for name, codes in columns.items():
+        if name not in vocab_sizes:
+            raise DataError(f"feature {name!r} has no vocabulary size")
+        if len(codes) and not (codes.min() >= 0 and codes.max() < vocab_sizes[name]):
+            raise DataError(f"{where}: a code of {name!r} is not below {vocab_sizes[name]}")
+
+
+def _user_info(histories: Histories) -> pa.Table:
+    offsets = np.append(histories.start, histories.start[-1:]).astype(np.int64)
+    sequences = pa.LargeListArray.from_arrays(offsets, pa.array(histories.item, pa.int64()))
+    return pa.table({"user_index": np.arange(len(sequences)), "full_item_seq": sequences})
+
+
+def _feature_map(
+    context: list[str], item_features: list[str], vocab_sizes: Mapping[str, int]
+) -> dict[str, Any]:
+    """The description FuxiCTR's own preprocessing would write for already encoded features."""
+    features: list[dict[str, Any]] = [{name: {"type": "meta"}} for name in POINTERS]
+    for source, names in (("", context), ("item", item_features)):
+        for name in names:
+            features.append(
+                {
+                    name: {
+                        "source": source,
+                        "type": "categorical",
+                        "padding_idx": 0,
+                        "vocab_size": vocab_sizes[name],
+                    }
+                }
+            )
+    fields = context + item_features
+    return {
+        "dataset_id": DATASET_ID,
+        "num_fields": len(fields),
+        "total_features": sum(vocab_sizes[name] for name in fields),
+        "input_length": len(fields) + len(POINTERS),
+        "labels": ["label"],
+        "features": features,
+    }
