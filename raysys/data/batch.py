@@ -1,6 +1,7 @@
 """The one `Batch` type: B requests with their candidates and the window of their history."""
 
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -42,20 +43,18 @@ class Batch:
 
     def to(self, device: torch.device | str) -> "Batch":
         """The batch on another device."""
-        moved = {f.name: getattr(self, f.name) for f in fields(self)}
-        return Batch(
-            **{
-                name: None if value is None else value.to(device, non_blocking=True)
-                for name, value in moved.items()
-            }
-        )
+        return self._map(lambda tensor: tensor.to(device, non_blocking=True))
 
     def slice(self, start: int, stop: int) -> "Batch":
         """Requests start:stop."""
-        parts: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
-        return replace(
-            self, **{name: None if v is None else v[start:stop] for name, v in parts.items()}
-        )
+        return self._map(lambda tensor: tensor[start:stop])
+
+    def _map(self, change: Callable[[Tensor], Tensor]) -> "Batch":
+        changed: dict[str, Any] = {}
+        for field in fields(self):
+            value = getattr(self, field.name)
+            changed[field.name] = None if value is None else change(value)
+        return Batch(**changed)
 
 
 @dataclass(frozen=True)

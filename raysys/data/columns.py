@@ -33,9 +33,9 @@ class ColumnFolder:
             array = values
         field = pa.field(name, array.type, metadata=metadata)
         batch = pa.record_batch([array], schema=pa.schema([field]))
-        with pa.OSFile(str(self.file(name)), "wb") as sink:
-            with pa.ipc.new_file(sink, batch.schema) as writer:
-                writer.write_batch(batch)
+        sink = pa.OSFile(str(self.file(name)), "wb")
+        with sink, pa.ipc.new_file(sink, batch.schema) as writer:
+            writer.write_batch(batch)
 
     def file(self, name: str) -> Path:
         """Path of a column."""

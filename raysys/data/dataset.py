@@ -1,8 +1,8 @@
 """The data set folder: written once, atomically; read table by table.
 
-    DIR/manifest.json
-    DIR/<table>/part-00000.parquet ...
-    DIR/truth/...                      generated worlds only; read by metrics and tests only
+DIR/manifest.json
+DIR/<table>/part-00000.parquet ...
+DIR/truth/...                      generated worlds only; read by metrics and tests only
 """
 
 import json

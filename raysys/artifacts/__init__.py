@@ -1,0 +1,1 @@
+"""Run folders: what a trained model leaves behind, and the Predictor that reads it."""

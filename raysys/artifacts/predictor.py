@@ -1,0 +1,182 @@
+"""The one scoring path: evaluation, batch scoring and serving all call `Predictor.score`."""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import torch
+
+from raysys.artifacts.run import LoadedRun, load_run
+from raysys.data.batch import Batch, Collator
+from raysys.data.contexts import FIRST, OOV
+from raysys.data.histories import Histories
+from raysys.data.requests import Request, Requests
+from raysys.errors import ArtifactError
+
+# Candidate rows scored at once: enough to fill the matrix units of a core, small enough that
+# the pairwise tensors of target attention stay in its cache hierarchy.
+ROWS_PER_BATCH = 4096
+
+SCORES = pa.schema(
+    [
+        ("request_id", pa.string()),
+        ("item_id", pa.string()),
+        ("score", pa.float64()),
+        ("p_click", pa.float64()),
+        ("p_order", pa.float64()),
+    ]
+)
+
+
+class Predictor:
+    """Scores requests with a trained run; needs no data set.
+
+    Histories come with the request, or from `histories` (a data set's, an online store's), or
+    from the run's snapshot, in this order; a user known to none of them is cold.
+
+    `unknown` counts ids and users that were not known, over the life of the predictor.
+    """
+
+    def __init__(
+        self,
+        run: LoadedRun,
+        *,
+        histories: Histories | None = None,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.run = run
+        self.model = run.model.to(device)
+        self.model.bind(run.catalogue)
+        self.model.freeze()
+        self.device = device
+        self.codec = run.features.contexts
+        known = histories if histories is not None else run.histories
+        self.histories = known if known is not None else Histories.empty(self.codec)
+        self.unknown: Counter[str] = Counter()
+
+    @classmethod
+    def load(
+        cls,
+        run: Path | str,
+        *,
+        histories: Histories | None = None,
+        device: torch.device | str = "cpu",
+    ) -> "Predictor":
+        """Open and verify a run folder.
+
+        Raises:
+            ArtifactError: the folder is unfinished or damaged.
+        """
+        return cls(load_run(run), histories=histories, device=device)
+
+    @property
+    def model_id(self) -> str:
+        """12 hex digits that name config, weights and features."""
+        return self.run.config.model_id
+
+    @property
+    def data_card_id(self) -> str:
+        """The card of the data the run was trained on."""
+        return self.run.config.data_card_id
+
+    def score(self, requests: Sequence[Request] | Requests) -> pa.Table:
+        """Score all candidates of all requests.
+
+        Returns a table with one row per candidate, in request and candidate order: request_id,
+        item_id, score (higher is better), p_click, p_order (null where the model has none).
+
+        Raises:
+            ArtifactError: the model gave a non-finite score.
+            DataError: an inline history is malformed.
+        """
+        columns = self._columns(requests)
+        offsets = np.concatenate([[0], np.cumsum(columns.counts)])
+        out = np.full((3, int(offsets[-1])), np.nan)
+        present = [True, True, True]
+        for chosen, batch in self._batches(columns):
+            with torch.inference_mode():
+                scores = self.model(batch)
+            mask = batch.candidate_mask
+            rows = _rows(offsets, chosen)
+            for index, values in enumerate(scores):
+                if values is None:
+                    present[index] = False
+                else:
+                    out[index, rows] = values[mask].double().cpu().numpy()
+        bad = np.flatnonzero(~np.isfinite(out[0]))
+        if len(bad):
+            owner = int(np.searchsorted(offsets, bad[0], side="right")) - 1
+            raise ArtifactError(
+                f"{self.run.path}: non-finite score for item {columns.candidates[bad[0]]} of "
+                f"request {columns.ids[owner]}; the model is not usable, train again"
+            )
+        counts = pa.array(np.repeat(np.arange(len(columns)), columns.counts))
+        arrays = [pa.array(columns.ids, pa.string()).take(counts), pa.array(columns.candidates)]
+        for index in range(3):
+            filled = pa.array(out[index]) if present[index] else pa.nulls(out.shape[1])
+            arrays.append(filled)
+        return pa.table(arrays, names=SCORES.names).cast(SCORES)
+
+    def explain(
+        self, requests: Sequence[Request] | Requests, top: int = 3
+    ) -> list[list[list[tuple[str, float]]]]:
+        """Per request and candidate, the past events that weigh most: (item id, weight).
+
+        What a weight means is said by `event_weights` of the model.
+        """
+        columns = self._columns(requests)
+        out: list[list[list[tuple[str, float]]]] = [[] for _ in range(len(columns))]
+        for chosen, batch in self._batches(columns):
+            with torch.inference_mode():
+                weights = self.model.event_weights(batch)
+            width = min(top, weights.shape[-1])
+            where = weights.abs().topk(width, dim=-1).indices
+            for row, request in enumerate(chosen.tolist()):
+                for column in range(int(columns.counts[request])):
+                    events = []
+                    for position in where[row, column].tolist():
+                        item = int(batch.history_items[row, position])
+                        if batch.history_mask[row, position] and item >= FIRST:
+                            name = self.run.catalogue.item_ids[item - FIRST].as_py()
+                            events.append((name, float(weights[row, column, position])))
+                    out[request].append(events)
+        return out
+
+    def _columns(self, requests: Sequence[Request] | Requests) -> Requests:
+        if isinstance(requests, Requests):
+            return requests
+        return Requests.of(requests, self.codec)
+
+    def _batches(self, columns: Requests) -> Iterator[tuple[npt.NDArray[np.int64], Batch]]:
+        """Requests with a stored history first, then those that sent their own."""
+        stored = columns.stored()
+        if len(stored):
+            part = columns if len(stored) == len(columns) else columns.take(stored)
+            yield from self._chunks(part, stored, self.histories)
+        if columns.inline:
+            chosen = np.array(sorted(columns.inline), np.int64)
+            own = columns.inline_histories(self.run.catalogue, self.codec)
+            yield from self._chunks(columns.renamed_inline(), chosen, own)
+
+    def _chunks(
+        self, part: Requests, names: npt.NDArray[np.int64], histories: Histories
+    ) -> Iterator[tuple[npt.NDArray[np.int64], Batch]]:
+        collate = Collator(histories, self.codec, self.model.history_length)
+        size = max(1, ROWS_PER_BATCH // int(part.counts.max(initial=1)))
+        for begin in range(0, len(part), size):
+            chosen = np.arange(begin, min(begin + size, len(part)))
+            chunk = part if len(chosen) == len(part) else part.take(chosen)
+            pointers = chunk.pointers(self.run.catalogue, histories, self.codec)
+            self.unknown["items"] += int((pointers.candidates == OOV).sum())
+            self.unknown["users"] += int((pointers.end == pointers.start).sum())
+            yield names[chosen], collate(pointers).to(self.device)
+
+
+def _rows(offsets: npt.NDArray[np.int64], chosen: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Output rows of the candidates of the chosen requests."""
+    counts = offsets[chosen + 1] - offsets[chosen]
+    begin = np.repeat(offsets[chosen] - (np.cumsum(counts) - counts), counts)
+    return begin + np.arange(int(counts.sum()))

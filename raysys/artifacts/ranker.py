@@ -1,0 +1,86 @@
+"""What every ranker is: a module from `Batch` to scores that knows its catalogue."""
+
+import importlib
+from abc import abstractmethod
+from typing import Any, NamedTuple, Self
+
+import torch
+from pydantic import BaseModel
+from torch import Tensor, nn
+
+from raysys.data.batch import Batch
+from raysys.data.catalogue import Catalogue
+from raysys.data.features import FeatureSpace
+from raysys.errors import ArtifactError
+from raysys.layers.embedding import ItemEncoder
+
+
+class Scores(NamedTuple):
+    """score [B, C] to sort by, higher first; p_click and p_order [B, C], None where the model
+    gives no probability. Padded candidates hold any finite value."""
+
+    score: Tensor
+    p_click: Tensor | None
+    p_order: Tensor | None
+
+
+class Ranker(nn.Module):
+    """Base of all rankers.
+
+    A subclass names its `Config` (a frozen pydantic model) and builds itself from features.
+    `history_length` is the L it wants gathered.
+    """
+
+    Config: type[BaseModel]
+    history_length: int
+    items: ItemEncoder
+
+    @classmethod
+    @abstractmethod
+    def from_config(cls, config: Any, features: FeatureSpace) -> Self:
+        """Build an untrained ranker of `cls.Config` for these features."""
+
+    @abstractmethod
+    def forward(self, batch: Batch) -> Scores:
+        """Score all candidates of all requests."""
+
+    @abstractmethod
+    def loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """(sum of losses, weight) over the batch; both are added up over workers."""
+
+    @abstractmethod
+    def event_weights(self, batch: Batch) -> Tensor:
+        """How much each past event counts for each candidate [B, C, L]; 0 for padding."""
+
+    def bind(self, catalogue: Catalogue) -> None:
+        """Give the model the items it ranks."""
+        self.items.bind(
+            torch.from_numpy(catalogue.codes).long(),
+            {name: torch.from_numpy(values) for name, values in catalogue.vectors.items()},
+        )
+
+    def freeze(self) -> None:
+        """Prepare for scoring: evaluation mode, items encoded once."""
+        self.eval()
+        self.requires_grad_(False)
+        self.items.freeze()
+
+
+def resolve(reference: str) -> type[Ranker]:
+    """The ranker class of a `module:class` string; only `raysys.*` modules are allowed.
+
+    Raises:
+        ArtifactError: another module, an unknown class, or one that is no ranker.
+    """
+    module, _, name = reference.partition(":")
+    if not module.startswith("raysys."):
+        raise ArtifactError(f"model {reference!r} is refused: only raysys.* classes are loaded")
+    try:
+        found = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise ArtifactError(
+            f"model {reference!r} does not exist in this version of raysys"
+        ) from error
+    if not (isinstance(found, type) and issubclass(found, Ranker)):
+        raise ArtifactError(f"model {reference!r} is no ranker")
+    return found

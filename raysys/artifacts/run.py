@@ -1,0 +1,251 @@
+"""The run folder: a trained ranker that loads without its data set and without pickle.
+
+config.json        format, module:class, model and recipe config, ids
+model.safetensors  weights
+features.json      fitted vocabularies
+metrics.json       last metrics          metrics.jsonl  training log
+env.json           versions              data_card.json what it was trained on
+README.md          card for people
+snapshot/          items, their frozen vectors, user histories if asked for
+checksums.json     sha256 of all of the above but the metrics; written last, so a folder without it is unfinished
+checkpoints/ indexes/ report/ scores/    beside them, not part of the model
+"""  # noqa: E501
+
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic import BaseModel, ConfigDict, ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from raysys.artifacts.ranker import Ranker, resolve
+from raysys.data.catalogue import Catalogue
+from raysys.data.columns import ColumnFolder
+from raysys.data.features import FeatureSpace
+from raysys.data.files import fsync_tree, sha256_file, write_text
+from raysys.data.histories import Histories
+from raysys.data.manifest import DataCard, canonical_json
+from raysys.errors import ArtifactError
+
+FORMAT = 1
+_CHECKSUMS = "checksums.json"
+_PACKAGES = ("raysys", "torch", "ray", "transformers", "numpy", "pandas", "pyarrow", "pydantic")
+
+
+class RunConfig(BaseModel):
+    """`config.json`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    format: int = FORMAT
+    model_id: str
+    model: str  # module:class, raysys.* only
+    # The fields of the ranker's own Config; the class named above validates them on loading.
+    model_options: dict[str, Any]
+    recipe: str
+    recipe_options: dict[str, Any]
+    data_card_id: str
+    vectors: dict[str, dict[str, Any]] = {}  # field -> what the encoder was
+
+
+@dataclass(frozen=True)
+class LoadedRun:
+    """A run folder opened for scoring."""
+
+    path: Path
+    config: RunConfig
+    features: FeatureSpace
+    data_card: DataCard
+    model: Ranker
+    catalogue: Catalogue
+    items: pa.Table
+    histories: Histories | None
+
+
+def model_id(config: dict[str, Any], weights: Path, features: FeatureSpace) -> str:
+    """First 12 hex digits of sha256 over config, weights and features."""
+    parts = [canonical_json(config), sha256_file(weights), features.hash]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:12]
+
+
+def environment() -> dict[str, Any]:
+    """Versions that the result depends on."""
+    versions = {}
+    for name in _PACKAGES:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            versions[name] = "absent"
+    return {
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        "cpus": os.cpu_count(),
+        "packages": versions,
+    }
+
+
+def save_run(
+    path: Path,
+    *,
+    model: Ranker,
+    model_options: BaseModel,
+    features: FeatureSpace,
+    items: pa.Table,
+    vectors: dict[str, npt.NDArray[np.float32]],
+    vector_specs: dict[str, dict[str, Any]],
+    recipe: str,
+    recipe_options: dict[str, Any],
+    data_card: DataCard,
+    card_text: str,
+    histories: Histories | None = None,
+) -> RunConfig:
+    """Write the artefacts of a trained ranker into the run folder `path`.
+
+    vectors: field -> [N, D] in the order of `items`. Files appear under their names only when
+    complete; `checksums.json` comes last.
+    """
+    path.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(prefix=".artifacts.", dir=path))
+    try:
+        weights = scratch / "model.safetensors"
+        state = {name: value.detach().contiguous() for name, value in model.state_dict().items()}
+        save_file(state, weights)
+        body: dict[str, Any] = dict(
+            format=FORMAT,
+            model=f"{type(model).__module__}:{type(model).__name__}",
+            model_options=model_options.model_dump(mode="json"),
+            recipe=recipe,
+            recipe_options=recipe_options,
+            data_card_id=data_card.id,
+            vectors=vector_specs,
+        )
+        config = RunConfig(model_id=model_id(body, weights, features), **body)
+        _json(scratch / "config.json", config.model_dump(mode="json"))
+        _json(scratch / "features.json", features.model_dump(mode="json"))
+        _json(scratch / "data_card.json", data_card.model_dump(mode="json"))
+        _json(scratch / "env.json", environment())
+        (scratch / "README.md").write_text(card_text, encoding="utf-8")
+        snapshot = scratch / "snapshot"
+        snapshot.mkdir()
+        pq.write_table(items, snapshot / "items.parquet", compression="zstd")
+        for name, values in vectors.items():
+            ColumnFolder(snapshot / "vectors").write(name, values)
+        if histories is not None:
+            (snapshot / "histories").mkdir()
+            histories.save(snapshot / "histories")
+        _commit(scratch, path)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    return config
+
+
+def _json(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _commit(scratch: Path, path: Path) -> None:
+    files = sorted(p for p in scratch.rglob("*") if p.is_file())
+    sums = {p.relative_to(scratch).as_posix(): sha256_file(p) for p in files}
+    fsync_tree(scratch)
+    (path / _CHECKSUMS).unlink(missing_ok=True)
+    shutil.rmtree(path / "snapshot", ignore_errors=True)
+    for child in sorted(scratch.iterdir()):
+        os.replace(child, path / child.name)
+    write_text(path / _CHECKSUMS, json.dumps(sums, indent=1) + "\n")
+
+
+def verify_run(path: Path) -> None:
+    """Check every artefact against its checksum.
+
+    Raises:
+        ArtifactError: unfinished, or a file is missing or damaged; names the file.
+    """
+    sums = path / _CHECKSUMS
+    if not path.is_dir():
+        raise ArtifactError(f"{path}: no such run folder")
+    if not sums.is_file():
+        raise ArtifactError(
+            f"{path}: {_CHECKSUMS} is missing: training has not finished here; "
+            "run the same train command again to finish it"
+        )
+    try:
+        expected: dict[str, str] = json.loads(sums.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ArtifactError(f"{sums}: not valid JSON ({error})") from error
+    for name, digest in expected.items():
+        file = path / name
+        if not file.is_file():
+            raise ArtifactError(f"{file}: missing; restore it or train again")
+        if sha256_file(file) != digest:
+            raise ArtifactError(
+                f"{file}: damaged, its sha256 is not the one of {_CHECKSUMS}; "
+                "restore it or train again"
+            )
+
+
+def read_config(path: Path) -> RunConfig:
+    """`config.json` of a run folder, its format checked.
+
+    Raises:
+        ArtifactError: missing, damaged or of another format.
+    """
+    file = path / "config.json"
+    if not file.is_file():
+        raise ArtifactError(f"{path} is no run folder: config.json is missing")
+    try:
+        raw = json.loads(file.read_text(encoding="utf-8"))
+        if raw.get("format") != FORMAT:
+            raise ArtifactError(
+                f"{file}: run format {raw.get('format')}, this raysys reads {FORMAT}; train again"
+            )
+        return RunConfig.model_validate(raw)
+    except (json.JSONDecodeError, ValidationError) as error:
+        raise ArtifactError(f"{file}: damaged ({error})") from error
+
+
+def load_run(path: Path | str) -> LoadedRun:
+    """Open a run folder: verified, built from its own config, weights loaded.
+
+    Raises:
+        ArtifactError: anything missing, damaged or of another format.
+    """
+    path = Path(path)
+    verify_run(path)
+    config = read_config(path)
+    kind = resolve(config.model)
+    features = FeatureSpace.model_validate_json((path / "features.json").read_text("utf-8"))
+    model = kind.from_config(kind.Config.model_validate(config.model_options), features)
+    try:
+        model.load_state_dict(load_file(path / "model.safetensors"))
+    except (SafetensorError, RuntimeError) as error:
+        raise ArtifactError(
+            f"{path}/model.safetensors: does not fit config.json ({error})"
+        ) from error
+    items = pq.read_table(path / "snapshot" / "items.parquet")
+    columns = ColumnFolder(path / "snapshot" / "vectors") if config.vectors else None
+    vectors = {name: columns.read(name) for name in config.vectors} if columns else {}
+    catalogue = Catalogue.build(items, features, vectors)
+    model.bind(catalogue)
+    stored = path / "snapshot" / "histories"
+    return LoadedRun(
+        path=path,
+        config=config,
+        features=features,
+        data_card=DataCard.model_validate_json((path / "data_card.json").read_text("utf-8")),
+        model=model,
+        catalogue=catalogue,
+        items=items,
+        histories=Histories.load(stored) if stored.is_dir() else None,
+    )

@@ -1,0 +1,1 @@
+"""CTR and CTCVR rankers."""

@@ -1,0 +1,70 @@
+"""Feed-forward stacks and their activations."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+Activation = Literal["relu", "prelu", "sigmoid", "dice"]
+
+
+class Dice(nn.Module):
+    """Dice(x) = p·x + (1 − p)·α·x, p = σ(BN(x)) (Zhou et al. 2018, eq. 3).
+
+    Batch norm without affine terms over the last axis; leading axes are folded into the batch.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(width, affine=False, eps=1e-9)
+        self.alpha = nn.Parameter(torch.zeros(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [..., width] → the same shape."""
+        gate = torch.sigmoid(self.norm(x.reshape(-1, x.shape[-1]))).view_as(x)
+        return gate * x + (1 - gate) * self.alpha * x
+
+
+def activation(name: Activation, width: int) -> nn.Module:
+    """The activation module for a layer of `width` units."""
+    match name:
+        case "relu":
+            return nn.ReLU()
+        case "prelu":
+            return nn.PReLU(width)
+        case "sigmoid":
+            return nn.Sigmoid()
+        case "dice":
+            return Dice(width)
+
+
+class MLP(nn.Module):
+    """Linear layers with an activation and dropout after each; `out` adds a plain last layer."""
+
+    def __init__(
+        self,
+        width: int,
+        hidden: Sequence[int],
+        *,
+        out: int | None = None,
+        act: Activation = "relu",
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        for units in hidden:
+            layers += [nn.Linear(width, units), activation(act, units)]
+            if dropout:
+                layers.append(nn.Dropout(dropout))
+            width = units
+        if out is not None:
+            layers.append(nn.Linear(width, out))
+            width = out
+        self.width = width
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [..., width] → [..., out or last hidden]."""
+        y: Tensor = self.layers(x)
+        return y
