@@ -152,7 +152,8 @@ def partial_metrics(rows: ScoredRows, names: Iterable[str]) -> dict[str, Partial
         else:
             source = (metric.column, metric.label, metric.clicked_only)
             if source not in tallies:
-                tallies[source] = Tally.of(*pooled_columns(rows, metric))
+                prediction, label, _ = pooled_columns(rows, metric)
+                tallies[source] = Tally.of(prediction, label)
             parts[name] = PooledPartial(metric, rows.data_card_id, tallies[source])
     return parts
 

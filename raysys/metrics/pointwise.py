@@ -88,9 +88,10 @@ def logloss(tally: Tally) -> float:
 
 def ne(tally: Tally) -> float:
     """Log loss over the entropy of the base rate (He et al. 2014); 1 is a constant predictor."""
+    loss = logloss(tally)
     rate = tally.positives.sum() / tally.weight.sum()
     entropy = -(rate * np.log(rate) + (1.0 - rate) * np.log1p(-rate))
-    return float(logloss(tally) / entropy)
+    return float(loss / entropy)
 
 
 def calib_ratio(tally: Tally) -> float:
