@@ -45,17 +45,10 @@ class Rows:
     group: Ints | None = None
 
 
-@dataclass(frozen=True)
-class Histories:
-    """start [U + 1]: user u owns item[start[u]:start[u + 1]], oldest first; item [N] item rows."""
-
-    start: Ints
-    item: Ints
-
-
 def write_fuxictr_dataset(
     out: Path,
-    histories: Histories,
+    history_start: Ints,
+    history_item: Ints,
     item_features: Mapping[str, Ints],
     splits: Mapping[str, Rows],
     vocab_sizes: Mapping[str, int],
@@ -64,9 +57,10 @@ def write_fuxictr_dataset(
 
     Args:
         out: the folder to make.
-        histories: the events of U users; item row 0 is padding and must not occur.
-        item_features: codes [I] per feature and item row, row 0 all zeros; a feature `item_id`
-            (the row itself) is usual but not implied.
+        history_start: [U + 1]; user u owns history_item[history_start[u]:history_start[u + 1]].
+        history_item: item rows [N], oldest first; row 0 is padding and must not occur.
+        item_features: codes [I] per feature and item row, row 0 all zeros; at least one. The item
+            row itself is a feature only if it is listed.
         splits: `train` and optionally `valid`; all with the same context features.
         vocab_sizes: rows of the embedding table of each item and context feature.
 
@@ -74,7 +68,7 @@ def write_fuxictr_dataset(
         DataError: a code outside its vocabulary, a history that is not the user's, no samples,
             or `out` exists.
     """
-    columns = {name: _sample_columns(name, rows, histories) for name, rows in splits.items()}
+    columns = {name: _sample_columns(name, rows, history_start) for name, rows in splits.items()}
     context = list(splits["train"].context)
     _check_codes(item_features, vocab_sizes, "item")
     for name, rows in splits.items():
@@ -82,14 +76,14 @@ def write_fuxictr_dataset(
             raise DataError(f"split {name!r} has context features {list(rows.context)}")
         _check_codes(rows.context, vocab_sizes, name)
     items = len(next(iter(item_features.values())))
-    for name, values in [("histories", histories.item)] + [
+    for name, values in [("histories", history_item)] + [
         (name, rows.item) for name, rows in splits.items()
     ]:
         if len(values) and not (values.min() > 0 and values.max() < items):
             raise DataError(f"{name}: item rows must lie between 1 and {items - 1}")
 
     with new_folder(out) as folder:
-        user_info = _user_info(histories)
+        user_info = _user_info(history_start, history_item)
         pq.write_table(user_info, folder / "user_info.parquet")
         item_info = pa.table({"item_index": np.arange(items), **_wide(item_features)})
         pq.write_table(item_info, folder / "item_info.parquet")
@@ -102,18 +96,17 @@ def write_fuxictr_dataset(
         (folder / "feature_map.json").write_text(text, encoding="utf-8")
 
 
-def _sample_columns(name: str, rows: Rows, histories: Histories) -> dict[str, Ints]:
+def _sample_columns(name: str, rows: Rows, history_start: Ints) -> dict[str, Ints]:
     if not len(rows.label):
         raise DataError(f"split {name!r} has no samples")
-    users = len(histories.start) - 1
+    users = len(history_start) - 1
     # A user without events points at one more, empty history.
     user = np.where(rows.user < 0, users, rows.user).astype(np.int64)
-    start = np.append(histories.start, histories.start[-1:])
-    cold = user == users
-    length = np.where(cold, 0, rows.end - start[user])
-    if (length < 0).any() or (length > start[user + 1] - start[user]).any():
-        row = int(np.flatnonzero((length < 0) | (length > start[user + 1] - start[user]))[0])
-        raise DataError(f"split {name!r}, row {row}: the history end is not the user's")
+    start = _with_nobody(history_start)
+    length = np.where(user == users, 0, rows.end - start[user])
+    wrong = np.flatnonzero((length < 0) | (length > start[user + 1] - start[user]))
+    if len(wrong):
+        raise DataError(f"split {name!r}, row {wrong[0]}: the history end is not the user's")
     pointers = dict(zip(POINTERS, (user, rows.item, length), strict=True))
     group = {} if rows.group is None else {GROUP: rows.group}
     # FuxiCTR stacks all columns into one array: a single float column would turn the indices
@@ -133,9 +126,13 @@ def _check_codes(columns: Mapping[str, Ints], vocab_sizes: Mapping[str, int], wh
             raise DataError(f"{where}: a code of {name!r} is not below {vocab_sizes[name]}")
 
 
-def _user_info(histories: Histories) -> pa.Table:
-    offsets = np.append(histories.start, histories.start[-1:]).astype(np.int64)
-    sequences = pa.LargeListArray.from_arrays(offsets, pa.array(histories.item, pa.int64()))
+def _with_nobody(start: Ints) -> Ints:
+    """`start` with an empty history behind the last user."""
+    return np.append(start, start[-1:]).astype(np.int64)
+
+
+def _user_info(start: Ints, item: Ints) -> pa.Table:
+    sequences = pa.LargeListArray.from_arrays(_with_nobody(start), pa.array(item, pa.int64()))
     return pa.table({"user_index": np.arange(len(sequences)), "full_item_seq": sequences})
 
 

@@ -25,6 +25,8 @@ from fuxictr.pytorch.torch_utils import seed_everything
 from model_zoo.LongCTR.DIN.DIN import DIN
 from model_zoo.LongCTR.longctr_dataloader import LongCTRDataLoader
 
+GROUP = "group_id"
+
 
 @dataclass(frozen=True)
 class Sizes:
@@ -46,7 +48,7 @@ class Sizes:
     threads: int = 1
     shuffle: bool = True
     seed: int = 2019
-    # AUC and log loss on valid.parquet after the timed steps.
+    # AUC, log loss and, with groups, gAUC on valid.parquet after the timed steps.
     evaluate: bool = False
 
 
@@ -75,7 +77,7 @@ class MeasuredDIN(DIN):
         return loss
 
     def load_weights(self, checkpoint):
-        """`fit` ends by loading its best checkpoint; a measurement makes none."""
+        """Nothing: `fit` ends by loading its best checkpoint, and a measurement makes none."""
 
 
 def loader(data: Path, feature_map: FeatureMap, split: str, sizes: Sizes) -> LongCTRDataLoader:
@@ -95,7 +97,13 @@ def loader(data: Path, feature_map: FeatureMap, split: str, sizes: Sizes) -> Lon
 def build(data: Path, sizes: Sizes) -> tuple[FeatureMap, MeasuredDIN]:
     """The feature map and a freshly initialised model."""
     feature_map = FeatureMap("data", str(data))
-    feature_map.load(str(data / "feature_map.json"), {"embedding_dim": sizes.embedding_dim})
+    params = {"embedding_dim": sizes.embedding_dim, "group_id": GROUP}
+    feature_map.load(str(data / "feature_map.json"), params)
+    metrics = ["AUC", "logloss"]
+    if GROUP in feature_map.features:
+        metrics.append("gAUC")
+    else:
+        feature_map.group_id = None
     model = MeasuredDIN(
         feature_map,
         embedding_dim=sizes.embedding_dim,
@@ -107,7 +115,7 @@ def build(data: Path, sizes: Sizes) -> tuple[FeatureMap, MeasuredDIN]:
         learning_rate=sizes.learning_rate,
         optimizer="adam",
         loss="binary_crossentropy",
-        metrics=["AUC", "logloss"],
+        metrics=metrics,
         verbose=0,
         model_root=str(data),
     )
