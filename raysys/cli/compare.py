@@ -10,9 +10,9 @@ from rich.table import Table
 from raysys.errors import MetricError
 from raysys.metrics import compare as metrics_compare
 from raysys.metrics import load_system
-from raysys.metrics.bootstrap import REPLICATES, Interval
+from raysys.metrics.bootstrap import REPLICATES
 from raysys.metrics.compare import ComparedMetric, Comparison
-from raysys.metrics.seeds import EFFECT, SeedSummary
+from raysys.metrics.seeds import EFFECT
 
 DEFAULT = "gauc_mean@impression"
 
@@ -67,43 +67,41 @@ def compare(
 
 
 def _print(result: Comparison) -> None:
-    mixed = "  MIXED DATA" if result.mixed_data else ""
-    title = (
-        f"A = {result.a}\nB = {result.b}\n{result.split}, data {', '.join(result.data_card_ids)}"
-    )
-    table = Table(title=title + mixed, title_justify="left")
-    for name in ("metric", "groups used", "A", "B", "Δ = A − B", "seeds", "users", "p", "verdict"):
-        table.add_column(name, justify="left" if name in ("metric", "verdict") else "right")
-    for row in result.metrics:
-        table.add_row(
-            row.name,
-            f"{row.n_used:,}/{row.n_groups:,}",
-            _arm(row.a),
-            _arm(row.b),
-            f"{row.delta:+.4f}",
-            _interval(row.seeds),
-            _interval(row.users),
-            _p(row),
-            row.verdict or "",
-        )
     console = Console()
+    console.print(f"A = {result.a}\nB = {result.b}", soft_wrap=True, highlight=False)
+    mixed = " (MIXED DATA)" if result.mixed_data else ""
+    table = Table("metric", "mean ± sd over seeds", "A − B, 95 % intervals")
+    for row in result.metrics:
+        table.add_row(_claim(row), _arms(row), _difference(row), end_section=True)
     console.print(table)
     console.print(
-        f"95 % intervals; seeds {result.seeds}, {result.replicates:,} bootstrap replicates, "
-        f"effect fixed at {result.effect:g}"
+        f"{result.split}, data {', '.join(result.data_card_ids)}{mixed}; seeds {result.seeds}; "
+        f"{result.replicates:,} replicates; effect fixed at {result.effect:g}",
+        highlight=False,
     )
     for row in result.metrics:
         if row.warning:
             console.print(f"warning: {row.name}: {row.warning}", style="yellow")
 
 
-def _arm(arm: SeedSummary) -> str:
-    return f"{arm.mean:.4f}" if arm.sd is None else f"{arm.mean:.4f} ± {arm.sd:.4f}"
+def _claim(row: ComparedMetric) -> str:
+    groups = "" if row.key == "all" else f", {row.n_used:,}/{row.n_groups:,} groups"
+    lines = [f"[bold]{row.name}[/bold]", f"{row.n_rows:,} rows{groups}"]
+    if row.verdict:
+        lines.append(row.verdict if row.p_holm is None else f"{row.verdict}, p {row.p_holm:.3g}")
+    return "\n".join(lines)
 
 
-def _interval(interval: Interval | None) -> str:
-    return "" if interval is None else f"[{interval.low:+.4f}, {interval.high:+.4f}]"
+def _arms(row: ComparedMetric) -> str:
+    return "\n".join(
+        f"{name} {arm.mean:.4f}" + ("" if arm.sd is None else f" ± {arm.sd:.4f}")
+        for name, arm in (("A", row.a), ("B", row.b))
+    )
 
 
-def _p(row: ComparedMetric) -> str:
-    return "" if row.p is None else f"{row.p if row.p_holm is None else row.p_holm:.3g}"
+def _difference(row: ComparedMetric) -> str:
+    lines = [f"{row.delta:+.4f}"]
+    for name, interval in (("seeds", row.seeds), ("users", row.users)):
+        if interval is not None:
+            lines.append(f"{name} \\[{interval.low:+.4f}, {interval.high:+.4f}]")
+    return "\n".join(lines)

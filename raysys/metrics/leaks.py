@@ -108,15 +108,17 @@ def label_oracle(rows: ScoredRows, key: Key) -> Finding:
     )
 
 
-def shuffle_labels(labels: ArrayLike, groups: ArrayLike, seed: int = 0) -> Ints:
-    """Labels [M] permuted within their groups [M], or over all rows if every group is one row."""
+def shuffle_labels(
+    labels: ArrayLike, groups: ArrayLike, seed: int = 0, within_groups: bool = True
+) -> Ints:
+    """Labels [M] permuted within their groups [M]; over all rows if every group is one row."""
     label, group = np.asarray(labels, dtype=np.int64), np.asarray(groups)
-    noise = np.random.default_rng(seed).random(label.size)
+    rng = np.random.default_rng(seed)
     code = np.unique(group, return_inverse=True)[1]
-    if label.size == np.max(code, initial=-1) + 1:
-        code = np.zeros_like(code)
+    if not within_groups or label.size == np.max(code, initial=-1) + 1:
+        return rng.permutation(label)
     shuffled = np.empty_like(label)
-    shuffled[np.lexsort((np.arange(label.size), code))] = label[np.lexsort((noise, code))]
+    shuffled[np.argsort(code, kind="stable")] = label[np.lexsort((rng.random(label.size), code))]
     return shuffled
 
 
@@ -128,15 +130,29 @@ def shuffled_labels(
     train_groups: ArrayLike,
     untrained: ArrayLike | None = None,
     seed: int = 0,
+    repeats: int = 1,
+    within_groups: bool = True,
 ) -> Finding:
-    """Trained on shuffled labels, gauc is 0.5 within 3 SE, or no better than untrained scores."""
-    labels = shuffle_labels(train_labels, train_groups, seed)
-    mean, error, _ = gauc(rows, train_and_score(labels), key)
-    figures = {"gauc": mean, "gauc_se": error}
+    """Trained on shuffled labels, gauc is 0.5 within 3 SE, or no better than untrained scores.
+
+    A model of few parameters learns some direction by chance and then ranks far from 0.5 either
+    way; with `repeats` > 1 the spread over shuffles enters the standard error. Where slates hold
+    several clicks, a shuffle within groups keeps how many, and a pointwise model can learn from
+    that what good slates are made of: shuffle over all rows there (`within_groups` False).
+    """
+    shuffles = (
+        shuffle_labels(train_labels, train_groups, seed + i, within_groups) for i in range(repeats)
+    )
+    draws = [gauc(rows, train_and_score(labels), key) for labels in shuffles]
+    means = np.array([draw[0] for draw in draws])
+    mean, error = float(means.mean()), float(np.mean([draw[1] for draw in draws]))
+    if repeats > 1:
+        error = float(np.hypot(error, means.std(ddof=1) / np.sqrt(repeats)))
+    figures = {"gauc": mean, "gauc_se": error, "repeats": float(repeats)}
     passed = abs(mean - 0.5) <= 3 * error + SAME
     if untrained is not None:
         before, before_error, _ = gauc(rows, untrained, key)
-        figures |= {"gauc_untrained": before}
+        figures["gauc_untrained"] = before
         ranks_already = before > 0.5 + 3 * before_error
         passed = passed or (ranks_already and mean <= before + 3 * error)
     return Finding(

@@ -15,12 +15,17 @@ from raysys.metrics.scored import ScoredRows
 
 @dataclass(frozen=True)
 class Training:
-    """How to train again: labels [M], groups [M], and the test scores [N] before any training."""
+    """How to train again: labels [M], groups [M], and the test scores [N] before any training.
+
+    repeats, within_groups: how often and how to shuffle (see `leaks.shuffled_labels`).
+    """
 
     train_and_score: TrainAndScore
     labels: ArrayLike
     groups: ArrayLike
     untrained: ArrayLike | None = None
+    repeats: int = 1
+    within_groups: bool = True
 
 
 @dataclass(frozen=True)
@@ -55,11 +60,8 @@ def run_suite(
         findings.append(_skipped("shuffled_labels", "a way to train again"))
     else:
         t = audit.training
-        findings.append(
-            leaks.shuffled_labels(
-                rows, key, t.train_and_score, t.labels, t.groups, t.untrained, seed
-            )
-        )
+        train = (t.train_and_score, t.labels, t.groups, t.untrained)
+        findings.append(leaks.shuffled_labels(rows, key, *train, seed, t.repeats, t.within_groups))
     if audit.scorer is None or audit.history_lengths is None:
         findings.append(_skipped("shuffled_history", "a scorer and history lengths"))
     else:
