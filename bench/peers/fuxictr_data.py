@@ -89,9 +89,9 @@ def write_fuxictr_dataset(
         pq.write_table(item_info, folder / "item_info.parquet")
         for name, table in columns.items():
             pq.write_table(pa.table(table), folder / f"{name}.parquet")
-        feature_map = _feature_map(context, list(item_features), vocab_sizes)
-        if any(rows.group is not None for rows in splits.values()):
-            feature_map["features"].append({GROUP: {"type": "meta"}})
+        grouped = any(rows.group is not None for rows in splits.values())
+        hidden = [*POINTERS, GROUP] if grouped else list(POINTERS)
+        feature_map = _feature_map(hidden, context, list(item_features), vocab_sizes)
         text = json.dumps(feature_map, indent=2)
         (folder / "feature_map.json").write_text(text, encoding="utf-8")
 
@@ -137,10 +137,13 @@ def _user_info(start: Ints, item: Ints) -> pa.Table:
 
 
 def _feature_map(
-    context: list[str], item_features: list[str], vocab_sizes: Mapping[str, int]
+    hidden: list[str],
+    context: list[str],
+    item_features: list[str],
+    vocab_sizes: Mapping[str, int],
 ) -> dict[str, Any]:
     """The description FuxiCTR's own preprocessing would write for already encoded features."""
-    features: list[dict[str, Any]] = [{name: {"type": "meta"}} for name in POINTERS]
+    features: list[dict[str, Any]] = [{name: {"type": "meta"}} for name in hidden]
     for source, names in (("", context), ("item", item_features)):
         for name in names:
             features.append(
@@ -158,7 +161,7 @@ def _feature_map(
         "dataset_id": DATASET_ID,
         "num_fields": len(fields),
         "total_features": sum(vocab_sizes[name] for name in fields),
-        "input_length": len(fields) + len(POINTERS),
+        "input_length": len(fields) + len(hidden),
         "labels": ["label"],
         "features": features,
     }
