@@ -100,6 +100,8 @@ def _boost(
         seed=seed % 2**31,
         deterministic=True,
         force_row_wise=True,
+        # 300,000 rows take seconds on one thread; more make sums depend on the machine, and spin.
+        num_threads=1,
         verbose=-1,
     )
     ranked = objective == "lambdarank"

@@ -57,7 +57,7 @@ def count_in_history(data: Prepared, coded: CodedItems, rows: Rows) -> Floats:
     found = np.searchsorted(pairs, wanted * events + rows.end[row]) - np.searchsorted(
         pairs, wanted * events + rows.start[row]
     )
-    return np.bincount(row, weights=found, minlength=len(rows))
+    return np.bincount(row, weights=found, minlength=len(rows)).astype(np.float64)
 
 
 def item_codes(data: Prepared) -> CodedItems:

@@ -1,7 +1,7 @@
 """Cosines between a candidate and the newest items of the history."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import pyarrow.compute as pc
@@ -14,7 +14,7 @@ from raysys.data.prepared import Prepared
 from raysys.metrics.baselines.rows import Rows
 from raysys.metrics.blocks import Floats, Ints
 
-Vectors = NDArray[np.float32] | sparse.csr_matrix
+Vectors: TypeAlias = NDArray[np.float32] | sparse.csr_matrix
 
 NEWEST = 50
 _TEXT_FIELDS = ("name", "title", "abstract", "text")
