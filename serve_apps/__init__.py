@@ -1,0 +1,1 @@
+"""The Serve graph: gateway → ctr | news."""

@@ -1,0 +1,84 @@
+"""The graph: `serve_apps.app:build` is what Serve is told to import."""
+
+# Serve reads the annotation of `build` to validate its argument; it would be a string, and no
+# validation would happen, under `from __future__ import annotations`.
+
+from typing import Any
+
+import yaml
+from ray import serve
+from ray.serve.schema import ServeDeploySchema
+
+from serve_apps.config import APP, ServeConfig
+from serve_apps.ctr import ctr
+from serve_apps.edge import CONTROLLER
+from serve_apps.gateway import gateway
+from serve_apps.news import news
+
+# Beyond the gateway's own deadline; only a gateway that hangs meets it.
+PROXY_GRACE_S = 2.0
+
+
+def build(args: ServeConfig) -> serve.Application:
+    """Bind gateway and rankers as configured."""
+    rankers = {}
+    if not args.fused:
+        for family, model in args.models.served():
+            deployment = {"ctr": ctr, "news": news}[family]
+            rankers[family] = deployment.options(
+                num_replicas=model.replicas,
+                ray_actor_options=dict(num_cpus=model.num_cpus),
+                max_ongoing_requests=model.max_ongoing,
+                **_HEALTH,
+            ).bind(model)
+    in_flight = args.limits.in_flight
+    return gateway.options(
+        num_replicas=args.gateway.replicas,
+        ray_actor_options=dict(num_cpus=args.cpus / args.gateway.replicas)
+        if args.fused
+        else dict(num_cpus=args.gateway.num_cpus),
+        # Twice what it admits, so that a refusal comes from the gateway, at once and in JSON.
+        max_ongoing_requests=2 * in_flight,
+        max_queued_requests=in_flight,
+        backpressure_config=dict(status_code=503, retry_after_s=1),
+        **_HEALTH,
+    ).bind(args, **rankers)
+
+
+_HEALTH: dict[str, Any] = dict(health_check_period_s=5, graceful_shutdown_timeout_s=20)
+
+
+def render(config: ServeConfig) -> str:
+    """The YAML that `serve deploy` takes, for a cluster that runs already.
+
+    Raises:
+        pydantic.ValidationError: Serve's own schema refuses it.
+    """
+    document = dict(
+        proxy_location="EveryNode",
+        http_options=http_options(config),
+        controller_options=CONTROLLER,
+        logging_config=LOGGING,
+        applications=[
+            dict(
+                name=APP,
+                route_prefix="/",
+                import_path="serve_apps.app:build",
+                args=config.model_dump(mode="json"),
+            )
+        ],
+    )
+    ServeDeploySchema.model_validate(document)
+    return yaml.safe_dump(document, sort_keys=False)
+
+
+def http_options(config: ServeConfig) -> dict[str, Any]:
+    """Options of Serve's HTTP proxy."""
+    return dict(
+        host=config.http.host,
+        port=config.http.port,
+        request_timeout_s=config.http.request_timeout_s + PROXY_GRACE_S,
+    )
+
+
+LOGGING: dict[str, Any] = dict(log_level="WARNING", enable_access_log=False)

@@ -1,0 +1,112 @@
+"""A small client for the served graph."""
+
+import time
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any, Self
+
+import requests
+
+from raysys.data.requests import Request
+from raysys.errors import RaysysError
+from serve_apps.config import Family
+from serve_apps.schemas import ErrorBody, ModelCard, RankAnswer, RankRequest
+
+
+class ServerError(RaysysError):
+    """An answer other than 200, or none."""
+
+    def __init__(self, status: int | None, body: ErrorBody) -> None:
+        where = f"HTTP {status}" if status else "no answer"
+        super().__init__(f"{where}: {body.error}: {body.detail}")
+        self.status = status
+        self.body = body
+
+
+class Client:
+    """Keeps one connection open; use one client per thread.
+
+    A 503 is tried again after its Retry-After, and a lost connection at once: ranking changes
+    nothing on the server, so asking twice is safe.
+
+    Args:
+        url: e.g. http://127.0.0.1:8000.
+        timeout_s: for one request, its retries included.
+        retries: how often to ask again.
+    """
+
+    def __init__(self, url: str, *, timeout_s: float = 10.0, retries: int = 3) -> None:
+        self.url = url.rstrip("/")
+        self.timeout_s = timeout_s
+        self.retries = retries
+        self._http = requests.Session()
+        # Requests to the server must not travel through a proxy that the environment names.
+        self._http.trust_env = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._http.close()
+
+    def rank(
+        self,
+        family: Family,
+        request: Request,
+        *,
+        explain: bool = False,
+        top_k: int | None = None,
+    ) -> RankAnswer:
+        """Ranked candidates.
+
+        Raises:
+            ServerError: refused, or still failing after all retries.
+        """
+        ask = RankRequest(**dict(request), explain=explain, top_k=top_k)
+        body = ask.model_dump_json(exclude_defaults=True).encode()
+        answer = self._send("POST", f"/v1/{family}/rank", body)
+        return RankAnswer.model_validate_json(answer.content)
+
+    def models(self) -> dict[Family, ModelCard]:
+        """What is served.
+
+        Raises:
+            ServerError: the server or a ranker does not answer.
+        """
+        cards: Mapping[Family, Any] = self._send("GET", "/v1/models").json()["models"]
+        return {family: ModelCard.model_validate(card) for family, card in cards.items()}
+
+    def _send(self, method: str, path: str, body: bytes | None = None) -> requests.Response:
+        end = time.monotonic() + self.timeout_s
+        headers = {"content-type": "application/json"}
+        for attempt in range(self.retries + 1):
+            left = end - time.monotonic()
+            try:
+                answer = self._http.request(
+                    method, self.url + path, data=body, headers=headers, timeout=max(left, 0.001)
+                )
+            except requests.RequestException as error:
+                failure = ServerError(None, ErrorBody(error="unreachable", detail=str(error)))
+                pause = 0.0
+            else:
+                if answer.status_code == 200:
+                    return answer
+                failure = ServerError(answer.status_code, _error(answer))
+                pause = float(answer.headers.get("Retry-After", "1"))
+            retry = failure.status in (None, 503) and attempt < self.retries
+            if not retry or time.monotonic() + pause >= end:
+                raise failure
+            time.sleep(pause)
+        raise AssertionError("the last attempt returns or raises")
+
+
+def _error(answer: requests.Response) -> ErrorBody:
+    try:
+        return ErrorBody.model_validate_json(answer.content)
+    except ValueError:  # not ours: Ray's proxy answers in plain text
+        return ErrorBody(error="server", detail=answer.text[:200])

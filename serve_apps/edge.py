@@ -1,0 +1,73 @@
+"""What stands between the network and Ray Serve's proxy, in the proxy's own process.
+
+Serve's proxies find it by an environment variable; they inherit it from the Serve controller,
+which is given it by `CONTROLLER`.
+"""
+
+from typing import Any
+
+from starlette.middleware import Middleware
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from serve_apps.config import APP
+
+CONTROLLER = {
+    "runtime_env": {
+        "env_vars": {
+            "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "serve_apps.edge.middlewares",
+        }
+    }
+}
+TIMEOUT_HEADER = b"x-request-timeout-seconds"
+# Under this name the gateway sees the wish, and the proxy, which would obey it, does not.
+WISH_HEADER = b"x-raysys-timeout-seconds"
+# They switch off the proxy's own care for a request.
+_DROPPED = (b"x-request-disconnect-disabled", b"serve_multiplexed_model_id", WISH_HEADER)
+_LOST = (
+    b'{"error":"lost","detail":"the process that was answering is gone; send the request again",'
+    b'"request_id":null}'
+)
+_HIDDEN = b'{"error":"not_found","detail":"no such route","request_id":null}'
+
+
+class Edge:
+    """Clients may not lift the time limit, see the routes of the cluster, or be left without
+    an answer when the replica that had their request dies."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        if scope["path"] == "/-/routes":
+            await _send(send, 404, _HIDDEN)
+            return
+        started = False
+
+        async def watch(message: Message) -> None:
+            nonlocal started
+            started = started or message["type"] == "http.response.start"
+            await send(message)
+
+        await self.app({**scope, "headers": _guarded(scope["headers"])}, receive, watch)
+        if not started:
+            await _send(send, 503, _LOST, (b"retry-after", b"1"))
+
+
+def middlewares() -> list[Middleware]:
+    """Called by Serve's proxy when it starts."""
+    return [Middleware(Edge)]
+
+
+def _guarded(headers: Any) -> list[tuple[bytes, bytes]]:
+    kept = [(name, value) for name, value in headers if name not in _DROPPED]
+    return [(WISH_HEADER if name == TIMEOUT_HEADER else name, value) for name, value in kept]
+
+
+async def _send(send: Send, status: int, body: bytes, *headers: tuple[bytes, bytes]) -> None:
+    start = [(b"content-type", b"application/json"), (b"server", APP.encode()), *headers]
+    start.append((b"content-length", str(len(body)).encode()))
+    await send({"type": "http.response.start", "status": status, "headers": start})
+    await send({"type": "http.response.body", "body": body})

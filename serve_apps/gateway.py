@@ -1,0 +1,222 @@
+"""The HTTP side: limits, validation, deadline, one safe retry, and a defined end for every
+request: 200, 4xx, 408 or 503 with Retry-After.
+"""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any
+
+from fastapi import FastAPI, Request, Response
+from pydantic_core import to_json
+from ray import serve
+from ray.exceptions import RayActorError
+from ray.serve.exceptions import (
+    BackPressureError,
+    DeploymentUnavailableError,
+    RequestCancelledError,
+)
+from starlette.exceptions import HTTPException
+
+from serve_apps.config import Family, ServeConfig
+from serve_apps.ctr import CTRRanking
+from serve_apps.edge import TIMEOUT_HEADER, WISH_HEADER
+from serve_apps.news import NewsRanking
+from serve_apps.ranking import Reply
+from serve_apps.schemas import ErrorBody, ModelCard, RankRequest, parse
+
+log = logging.getLogger("ray.serve")
+
+HEALTH_TIMEOUT_S = 5.0
+_CODES = {404: "not_found", 405: "method_not_allowed"}
+
+
+class Refusal(Exception):
+    """A request that ends here with an error body."""
+
+    def __init__(
+        self, status: int, error: str, detail: str, request_id: str | None = None
+    ) -> None:
+        super().__init__(detail)
+        self.status = status
+        self.body = ErrorBody(error=error, detail=detail, request_id=request_id)
+
+    def response(self) -> Response:
+        """Busy answers say when to come back."""
+        headers = {"Retry-After": "1"} if self.status == 503 else {}
+        return _json(self.status, to_json(self.body), headers)
+
+
+@dataclass(frozen=True)
+class Backend:
+    """A ranker in another process, or in this one; calling it looks the same."""
+
+    rank: Callable[[RankRequest], Awaitable[Reply]]
+    describe: Callable[[], Awaitable[ModelCard]]
+
+
+class Gateway:
+    """Ingress of the graph.
+
+    Args:
+        config: of the whole server.
+        ctr, news: handles of the deployments; None where the model is not served, or where it
+            is fused into this process.
+    """
+
+    def __init__(self, config: ServeConfig, ctr: Any = None, news: Any = None) -> None:
+        self.config = config
+        self.in_flight = 0
+        self.backends: dict[Family, Backend] = {}
+        handles: dict[Family, Any] = {"ctr": ctr, "news": news}
+        kinds: dict[Family, type] = {"ctr": CTRRanking, "news": NewsRanking}
+        for family, model in config.models.served():
+            handle = handles[family]
+            if config.fused:
+                local = kinds[family](model)
+                self.backends[family] = Backend(local.rank, local.describe)
+            else:
+                self.backends[family] = Backend(handle.rank.remote, handle.describe.remote)
+
+    def __serve_build_asgi_app__(self) -> FastAPI:
+        """The routes; there are no generated documentation pages."""
+        api = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+
+        @api.post("/v1/ctr/rank")
+        async def rank_ctr(http: Request) -> Response:
+            return await self.rank("ctr", http)
+
+        @api.post("/v1/news/rank")
+        async def rank_news(http: Request) -> Response:
+            return await self.rank("news", http)
+
+        @api.get("/v1/models")
+        async def models() -> Response:
+            cards = await self.describe()
+            return _json(200, to_json({"models": cards}))
+
+        @api.get("/healthz")
+        async def healthz() -> Response:
+            cards = await self.describe()
+            ids = {family: card.model_id for family, card in cards.items()}
+            return _json(200, to_json({"status": "ok", "models": ids}))
+
+        @api.exception_handler(Refusal)
+        async def refused(_: Request, refusal: Refusal) -> Response:
+            return refusal.response()
+
+        @api.exception_handler(HTTPException)
+        async def unrouted(_: Request, error: HTTPException) -> Response:
+            code = _CODES.get(error.status_code, "bad_request")
+            return Refusal(error.status_code, code, str(error.detail)).response()
+
+        @api.exception_handler(Exception)
+        async def unexpected(_: Request, error: Exception) -> Response:
+            return _unavailable(error).response()
+
+        return api
+
+    async def describe(self) -> dict[Family, ModelCard]:
+        """Cards of the served models.
+
+        Raises:
+            Refusal: a ranker does not answer.
+        """
+        try:
+            async with asyncio.timeout(HEALTH_TIMEOUT_S):
+                return {family: await b.describe() for family, b in self.backends.items()}
+        except Exception as error:
+            raise Refusal(503, "unavailable", "a ranker does not answer; try again") from error
+
+    async def rank(self, family: Family, http: Request) -> Response:
+        """One ranking request, from its headers to its answer.
+
+        Raises:
+            Refusal: it ends in anything but a ranking.
+        """
+        if family not in self.backends:
+            served = ", ".join(self.backends)
+            raise Refusal(404, "not_served", f"no {family} model is served here, only {served}")
+        if self.in_flight >= self.config.limits.in_flight:
+            raise Refusal(503, "busy", "too many requests are being answered; try again")
+        loop = asyncio.get_running_loop()
+        allowed = self._allowed(http)
+        deadline = loop.time() + allowed
+        self.in_flight += 1
+        work = loop.create_task(self._work(family, http, deadline))
+        # An abandoned task may still end in an error that nobody is there to see.
+        work.add_done_callback(lambda task: task.cancelled() or task.exception())
+        try:
+            await asyncio.wait({work}, timeout=allowed)
+            if not work.done():
+                raise Refusal(408, "timeout", f"no answer within {allowed:g} s")
+            return work.result()
+        finally:
+            work.cancel()
+            self.in_flight -= 1
+
+    async def _work(self, family: Family, http: Request, deadline: float) -> Response:
+        body = await self._body(http)
+        request = parse(body, self.config.limits)
+        if isinstance(request, str):
+            raise Refusal(422, "bad_request", request)
+        status, answer = await self._ask(family, request, deadline)
+        return _json(status, answer)
+
+    async def _ask(self, family: Family, request: RankRequest, deadline: float) -> Reply:
+        """Scoring changes nothing, so a request whose replica died is simply sent to another,
+        once: two deaths in a row are not bad luck."""
+        rank = self.backends[family].rank
+        try:
+            return await rank(request)
+        except RequestCancelledError:
+            raise  # the deadline has passed, and `rank` has answered
+        except RayActorError as death:
+            log.warning("%s replica died under %s: asking another", family, request.request_id)
+            if asyncio.get_running_loop().time() >= deadline:
+                raise _unavailable(death, request.request_id) from death
+        except Exception as error:
+            raise _unavailable(error, request.request_id) from error
+        try:
+            return await rank(request)
+        except Exception as error:
+            raise _unavailable(error, request.request_id) from error
+
+    async def _body(self, http: Request) -> bytes:
+        kind = http.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if kind != "application/json":
+            # Also keeps web pages from posting to a loopback server behind the user's back.
+            raise Refusal(415, "not_json", "send the header content-type: application/json")
+        limit = self.config.limits.body_bytes
+        body = bytearray()
+        async for chunk in http.stream():
+            body += chunk
+            if len(body) > limit:
+                raise Refusal(413, "too_large", f"the body is larger than {limit:,} bytes")
+        return bytes(body)
+
+    def _allowed(self, http: Request) -> float:
+        """Seconds for this request: what the client asks for, never more than configured."""
+        limit = self.config.http.request_timeout_s
+        wish = http.headers.get(WISH_HEADER.decode()) or http.headers.get(TIMEOUT_HEADER.decode())
+        try:
+            seconds = float(wish or limit)
+        except ValueError:
+            return limit
+        return seconds if 0 < seconds < limit else limit
+
+
+def _unavailable(error: Exception, request_id: str | None = None) -> Refusal:
+    if isinstance(error, BackPressureError):
+        return Refusal(503, "busy", "the ranker's queue is full; try again", request_id)
+    if not isinstance(error, (RayActorError, DeploymentUnavailableError)):
+        log.error("request %s failed", request_id, exc_info=error)
+    return Refusal(503, "unavailable", "the ranker failed; try again", request_id)
+
+
+def _json(status: int, body: bytes, headers: dict[str, str] | None = None) -> Response:
+    return Response(body, status, headers, media_type="application/json")
+
+
+gateway = serve.deployment(name="gateway")(serve.ingress()(Gateway))

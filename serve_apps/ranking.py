@@ -1,0 +1,187 @@
+"""One run folder behind a Serve handle: what the ctr and news deployments share."""
+
+import asyncio
+import logging
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from pydantic_core import to_json
+from ray import serve
+
+from raysys.artifacts.predictor import Predictor
+from raysys.data.contexts import FIRST
+from raysys.data.requests import Request
+from raysys.errors import ArtifactError
+from serve_apps.config import Family, Model
+from serve_apps.schemas import ModelCard, RankRequest
+
+log = logging.getLogger("ray.serve")
+
+# The name of the only variant until traffic is split between several.
+VARIANT = "main"
+Reply = tuple[int, bytes]  # HTTP status, JSON body
+
+
+class Ranking:
+    """Loads a run, verifies it, and ranks requests with its `Predictor`.
+
+    Scoring has a thread of its own, so that the event loop keeps taking requests; those that
+    come in meanwhile form the next batch. One thread also means that two batches never fight
+    for the cores given to this replica.
+
+    Raises:
+        ArtifactError: the run is unfinished, damaged or of the other family.
+    """
+
+    family: Family
+
+    def __init__(self, model: Model) -> None:
+        self.predictor = Predictor.load(model.run)
+        check_family(self.predictor.run.config.recipe, self.family, model)
+        self._kinds = {f.name: f.kind for f in self.predictor.codec.features}
+        self._popularity = _popularity(self.predictor)
+        self._thread = ThreadPoolExecutor(1, "score", torch.set_num_threads, (model.threads,))
+        # Built per instance: the decorator keeps one queue per function, and two rankers of one
+        # process must not share it.
+        self._merged = serve.batch(
+            max_batch_size=model.batch, batch_wait_timeout_s=model.batch_wait_ms / 1000
+        )(self._batch)
+        self.card = self._describe()
+
+    async def rank(self, request: RankRequest) -> Reply:
+        """Status 200 and a `RankAnswer`, or 422 and what does not fit this model."""
+        problem = self._misfit(request)
+        if problem:
+            body = dict(error="bad_request", detail=problem, request_id=request.request_id)
+            return 422, to_json(body)
+        return 200, await self._merged(request)
+
+    async def describe(self) -> ModelCard:
+        """Who is serving."""
+        return self.card
+
+    def answer(self, requests: list[RankRequest]) -> list[bytes]:
+        """One JSON `RankAnswer` per request; never fails for a reason that lies with the model."""
+        try:
+            return self._scored(requests)
+        except Exception:
+            if len(requests) > 1:  # only the request that fails loses its ranking
+                return [self.answer([request])[0] for request in requests]
+            log.exception("scoring request %s failed, answered by fallback", requests[0].request_id)
+            return [self._fallback(requests[0])]
+
+    async def _batch(self, requests: list[RankRequest]) -> list[bytes]:
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._thread, self.answer, requests)
+
+    def _scored(self, requests: list[RankRequest]) -> list[bytes]:
+        table = self.predictor.score(requests)
+        columns = [
+            table[name].to_numpy() if table[name].null_count == 0 else None
+            for name in ("score", "p_click", "p_order")
+        ]
+        answers = []
+        begin = 0
+        for request in requests:
+            end = begin + len(request.candidates)
+            score, p_click, p_order = (c if c is None else c[begin:end] for c in columns)
+            answers.append(self._body(request, score, p_click, p_order, fallback=None))
+            begin = end
+        return answers
+
+    def _fallback(self, request: RankRequest) -> bytes:
+        rows = self.predictor.run.catalogue.rows(request.candidates)
+        if self._popularity is None:
+            score = -np.arange(len(rows), dtype=float)
+            return self._body(request, score, None, None, fallback="as_sent")
+        return self._body(request, self._popularity[rows], None, None, fallback="popularity")
+
+    def _body(
+        self,
+        request: RankRequest,
+        score: npt.NDArray[np.float64],
+        p_click: npt.NDArray[np.float64] | None,
+        p_order: npt.NDArray[np.float64] | None,
+        fallback: str | None,
+    ) -> bytes:
+        because = None
+        if request.explain and fallback is None:
+            because = self.predictor.explain([request])[0]
+        items = []
+        for index in np.argsort(-score, kind="stable")[: request.top_k].tolist():
+            item: dict[str, Any] = dict(
+                item_id=request.candidates[index],
+                score=float(score[index]),
+                p_click=None if p_click is None else float(p_click[index]),
+                p_order=None if p_order is None else float(p_order[index]),
+                explanation=None,
+            )
+            if because is not None:
+                item["explanation"] = [dict(item_id=i, weight=w) for i, w in because[index]]
+            items.append(item)
+        return to_json(
+            dict(
+                request_id=request.request_id,
+                model_id=self.predictor.model_id,
+                data_card_id=self.predictor.data_card_id,
+                variant=VARIANT,
+                items=items,
+                fallback=fallback,
+            )
+        )
+
+    def _misfit(self, request: RankRequest) -> str | None:
+        """The first context value of the wrong type for this model's features.
+
+        Names the model does not know are passed over: data sets declare more than models use.
+        """
+        contexts = [("context", request.context)]
+        contexts += [(f"history.{i}.context", e.context) for i, e in enumerate(request.history or ())]
+        for where, context in contexts:
+            for name, value in context.items():
+                kind = self._kinds.get(name)
+                wanted = str if kind == "categorical" else float
+                if kind is not None and value is not None and not isinstance(value, wanted):
+                    return f"{where}.{name}: {value!r} is no {wanted.__name__}; it is {kind}"
+        return None
+
+    def _describe(self) -> ModelCard:
+        """Also a warm-up: the first score of a process pays for lazy initialisation."""
+        run = self.predictor.run
+        first = str(run.items["item_id"][0])
+        probe = Request(request_id="warm-up", user_id="warm-up", candidates=(first,))
+        table = self._thread.submit(self.predictor.score, [probe]).result()
+        return ModelCard(
+            model_id=self.predictor.model_id,
+            data_card_id=self.predictor.data_card_id,
+            variant=VARIANT,
+            recipe=run.config.recipe,
+            items=len(run.items),
+            users=len(self.predictor.histories.users),
+            contexts=list(self.predictor.codec.names),
+            probabilities=table["p_click"].null_count == 0,
+        )
+
+
+def check_family(recipe: str, family: Family, model: Model) -> None:
+    """A CTR run must not answer for news, nor the reverse.
+
+    Raises:
+        ArtifactError: `recipe` is not of `family`.
+    """
+    if recipe.partition("/")[0] != family:
+        raise ArtifactError(
+            f"models.{family}: {model.run} was trained by {recipe}, which is no {family} recipe"
+        )
+
+
+def _popularity(predictor: Predictor) -> npt.NDArray[np.float64] | None:
+    """log(1 + events) of each catalogue row in the stored histories; None without any."""
+    item = predictor.histories.item
+    if len(item) == 0:
+        return None
+    rows = FIRST + len(predictor.run.catalogue.item_ids)
+    return np.log1p(np.bincount(item, minlength=rows).astype(float))

@@ -1,0 +1,139 @@
+"""What goes over the wire. Requests carry ids, not features."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from raysys.data.requests import Request
+from raysys.data.schema import BEHAVIOURS
+from serve_apps.config import Limits
+
+
+class RankRequest(Request):
+    """A `Request`, and what the answer should hold.
+
+    `explain` adds to each item the past events that weigh most; `top_k` keeps the best k items.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    explain: bool = False
+    top_k: Annotated[int, Field(ge=1)] | None = None
+
+    @model_validator(mode="after")
+    def _history_is_usable(self) -> "RankRequest":
+        last: int | None = None
+        for position, event in enumerate(self.history or ()):
+            if event.behaviour not in BEHAVIOURS:
+                raise ValueError(
+                    f"history.{position}: unknown behaviour {event.behaviour!r}; "
+                    f"known are {', '.join(BEHAVIOURS)}"
+                )
+            if event.ts is not None:
+                if last is not None and event.ts < last:
+                    raise ValueError(f"history.{position}: events must be oldest first")
+                last = event.ts
+        return self
+
+
+class EventWeight(BaseModel):
+    """A past event and how much it counted; the sign tells for or against."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    item_id: str
+    weight: float
+
+
+class RankedItem(BaseModel):
+    """One candidate. The probabilities are null where the model gives none."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    item_id: str
+    score: float
+    p_click: float | None
+    p_order: float | None
+    explanation: list[EventWeight] | None = None
+
+
+class RankAnswer(BaseModel):
+    """Candidates, best first, and who ranked them.
+
+    `fallback` is null if the model ranked. Otherwise it says what did: "popularity" (events in
+    the run's histories) or "as_sent" (the order of the request), and probabilities are null.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    request_id: str
+    model_id: str
+    data_card_id: str
+    variant: str
+    items: list[RankedItem]
+    fallback: Literal["popularity", "as_sent"] | None
+
+
+class ErrorBody(BaseModel):
+    """Every answer that is not a 200. `error` is for programs, `detail` for people."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    error: str
+    detail: str
+    request_id: str | None = None
+
+
+class ModelCard(BaseModel):
+    """What /v1/models says of a served model."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    model_id: str
+    data_card_id: str
+    variant: str
+    recipe: str
+    items: int
+    users: int  # with a history in the run's snapshot
+    contexts: list[str]
+    probabilities: bool
+
+
+def parse(body: bytes, limits: Limits) -> RankRequest | str:
+    """The request in a JSON body, or what is wrong with it."""
+    try:
+        request = RankRequest.model_validate_json(body, strict=True)
+    except ValidationError as error:
+        faults = error.errors(include_url=False, include_input=False, include_context=False)
+        more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
+        return _fault(faults[0]) + more
+    return _over(request, limits) or request
+
+
+def _fault(fault: Any) -> str:
+    where = ".".join(str(part) for part in fault["loc"])
+    message = fault["msg"].removeprefix("Value error, ")
+    return f"{where}: {message}" if where else message
+
+
+def _over(request: RankRequest, limits: Limits) -> str | None:
+    """The first limit that the request passes, in words."""
+    events = request.history or ()
+    contexts = [request.context, *(event.context for event in events)]
+    counts = (
+        ("candidates", len(request.candidates), limits.candidates),
+        ("history", len(events), limits.history),
+        ("context", max(len(context) for context in contexts), limits.context),
+    )
+    for name, count, limit in counts:
+        if count > limit:
+            return f"{name}: {count} entries, at most {limit} are allowed"
+    words = [request.request_id, request.user_id, *request.candidates]
+    words += [event.item_id for event in events]
+    for context in contexts:
+        words += context
+        words += [value for value in context.values() if isinstance(value, str)]
+    longest = max(map(len, words))
+    if longest > limits.string:
+        return f"a string of {longest} characters, at most {limits.string} are allowed"
+    return None

@@ -1,0 +1,122 @@
+"""Starting and stopping the graph: checks first, then Ray, then Serve, then health."""
+
+import logging
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import requests
+
+from raysys.artifacts.run import RunConfig, read_config, verify_run
+from raysys.errors import ConfigError, RaysysError
+from raysys.training.cluster import ensure_ray
+from serve_apps.config import APP, Family, ServeConfig
+from serve_apps.ranking import check_family
+
+HEALTHY_WITHIN_S = 60.0
+
+
+def check_runs(config: ServeConfig) -> dict[Family, RunConfig]:
+    """Verify every run folder before anything is started.
+
+    Raises:
+        ArtifactError: a run is unfinished, damaged or of the other family.
+    """
+    found = {}
+    for family, model in config.models.served():
+        verify_run(model.run)
+        found[family] = read_config(model.run)
+        check_family(found[family].recipe, family, model)
+    return found
+
+
+@contextmanager
+def running(config: ServeConfig) -> Iterator[str]:
+    """The graph, answering at the URL that is yielded; it is taken down at the end.
+
+    Joins the cluster of RAY_ADDRESS, or starts one on this machine.
+
+    Raises:
+        ArtifactError: a run folder cannot be served.
+        RaysysError: the port is taken, CPUs are missing, or the graph does not become healthy.
+    """
+    check_runs(config)
+    _check_port(config)
+    # Serve writes a line per replica event; its warnings and our own progress are enough.
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
+    own = ensure_ray()
+    from ray import serve
+
+    from serve_apps.app import LOGGING, build, http_options
+    from serve_apps.edge import CONTROLLER
+
+    try:
+        _check_cpus(config)
+        serve.start(
+            proxy_location="EveryNode",
+            http_options=http_options(config),
+            logging_config=LOGGING,
+            controller_options=CONTROLLER,
+        )
+        try:
+            serve.run(build(config), name=APP, route_prefix="/", logging_config=LOGGING)
+            url = f"http://{config.http.host}:{config.http.port}"
+            _wait_healthy(url)
+            yield url
+        except RuntimeError as error:
+            raise RaysysError(_deployment_failure(error)) from error
+        finally:
+            serve.delete(APP)
+    finally:
+        if own:
+            import ray
+
+            ray.shutdown()
+
+
+def _check_port(config: ServeConfig) -> None:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((config.http.host, config.http.port))
+        except OSError as error:
+            raise ConfigError(
+                f"http: cannot listen on {config.http.host}:{config.http.port} "
+                f"({error.strerror}); choose another port"
+            ) from error
+
+
+def _check_cpus(config: ServeConfig) -> None:
+    import ray
+
+    present = ray.cluster_resources().get("CPU", 0.0)
+    if config.cpus > present:
+        # Ray would wait for the missing ones for ever.
+        raise ConfigError(
+            f"the replicas ask for {config.cpus:g} CPUs and the cluster has {present:g}; "
+            "lower replicas or num_cpus in the config"
+        )
+
+
+def _wait_healthy(url: str) -> None:
+    end = time.monotonic() + HEALTHY_WITHIN_S
+    while True:
+        try:
+            if requests.get(f"{url}/healthz", timeout=5).status_code == 200:
+                return
+        except requests.RequestException:
+            pass
+        if time.monotonic() > end:
+            raise RaysysError(
+                f"{url} is not healthy after {HEALTHY_WITHIN_S:g} s; `serve status` and the "
+                "logs in Ray's session folder say why"
+            )
+        time.sleep(0.2)
+
+
+def _deployment_failure(error: RuntimeError) -> str:
+    """The last line of the replica's traceback, which holds our own message."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    causes = [line for line in lines if "Error: " in line]
+    return f"the graph did not start: {(causes or lines)[-1]}"
