@@ -11,12 +11,11 @@ from raysys.data.prepared import Prepared
 from raysys.errors import ConfigError
 from raysys.metrics.baselines.counts import Counts
 from raysys.metrics.baselines.evidence import Evidence, Knowledge
-from raysys.metrics.baselines.gbdt import HISTOGRAM, LAMBDARANK, POINTWISE, gbdt_scores
+from raysys.metrics.baselines.gbdt import GBDT, HISTOGRAM, LAMBDARANK, POINTWISE, gbdt_scores
 from raysys.metrics.baselines.rows import Rows
 from raysys.metrics.baselines.similarity import Cosines
 from raysys.metrics.blocks import Floats
 
-_GBDT = (POINTWISE, LAMBDARANK, HISTOGRAM)
 # The scores of these are click probabilities, so calibration metrics apply to them.
 PROBABILITIES = ("ctr", POINTWISE, HISTOGRAM)
 
@@ -56,7 +55,7 @@ _SIMPLE: dict[str, Callable[[Evidence], Floats | None]] = {
     "embedding": lambda e: _mean(e.embedding),
     "embedding_max": lambda e: _max(e.embedding),
 }
-NAMES = ("random", *_SIMPLE, *_GBDT)
+NAMES = ("random", *_SIMPLE, *GBDT)
 
 
 def compute_baselines(
@@ -95,7 +94,7 @@ def compute_baselines(
             found = _SIMPLE[name](test)
             if found is not None:
                 scores[name] = found
-    if set(wanted) & set(_GBDT):
+    if set(wanted) & set(GBDT):
         trees = gbdt_scores(known, test, seed, max_train_rows)
         scores |= {name: values for name, values in trees.items() if name in wanted}
     return scores

@@ -13,6 +13,7 @@ from raysys.metrics.blocks import Floats, Ints
 Matrix = NDArray[np.float32]
 
 POINTWISE, LAMBDARANK, HISTOGRAM = "gbdt_pointwise", "gbdt_lambdarank", "gbdt_histogram"
+GBDT = (POINTWISE, LAMBDARANK, HISTOGRAM)
 
 ROUNDS = 300
 PATIENCE = 30
