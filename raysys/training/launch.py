@@ -1,0 +1,158 @@
+"""Starting a run, in this process or on Ray: the same command resumes it and never forks it."""
+
+import json
+import logging
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+from pydantic import BaseModel
+
+from raysys.data.files import write_text
+from raysys.errors import RaysysError, ResumeError
+from raysys.training.checkpoints import CheckpointStore
+from raysys.training.config import TrainConfig
+from raysys.training.identity import RunRecord, check_current, claim
+from raysys.training.reporter import InProcessReporter, InterruptedRunError, Reporter
+from raysys.training.rng import seed_everything
+from raysys.training.session import Session
+from raysys.training.world import World
+
+log = logging.getLogger(__name__)
+# Called on every worker with equal arguments; builds task and loader, calls `fit`, lets rank 0
+# write the artefacts into `session.run_dir`, and gives a small JSON result.
+TrainFunction = Callable[[Any, Session], dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Result of a run; `ran` is False if it had been finished by an earlier launch."""
+
+    result: dict[str, Any]
+    ran: bool
+
+
+@dataclass(frozen=True)
+class RunFiles:
+    """The harness's own files in a run folder."""
+
+    run_dir: Path
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.run_dir / "checkpoints"
+
+    @property
+    def record(self) -> Path:
+        return self.checkpoints / "run.json"
+
+    @property
+    def done(self) -> Path:
+        return self.checkpoints / "done.json"
+
+    @property
+    def stop(self) -> Path:
+        return self.checkpoints / "stop"
+
+    @property
+    def failure(self) -> Path:
+        return self.checkpoints / "failure.json"
+
+    @property
+    def metrics(self) -> Path:
+        return self.run_dir / "metrics.jsonl"
+
+
+def launch(
+    train: TrainFunction,
+    config: BaseModel,
+    settings: TrainConfig,
+    run_dir: Path,
+    *,
+    data_card_id: str,
+    allow_code_change: bool = False,
+    show_progress: bool = True,
+) -> Outcome:
+    """Run `train(config, session)` to its end, continuing what an earlier launch began.
+
+    Args:
+        train: a module-level function of an importable module (workers import it by name).
+        config: the recipe's whole frozen config; together with the data it names the run.
+        settings: the part of `config` that says how to train; `workers` decides where.
+        run_dir: the run folder; with workers on several machines, on storage they share.
+        data_card_id: of the data set trained on.
+        allow_code_change: go on although the package's sources changed since the run began.
+
+    Raises:
+        ResumeError: the folder holds another run, other code, or a launch still at work.
+        InterruptedRunError: Ctrl-C or SIGTERM; a checkpoint was written.
+        RaysysError: whatever `train` raised. If nothing was there before and no checkpoint was
+            written, the folder is removed again.
+    """
+    files = RunFiles(Path(run_dir).absolute())
+    fresh = not files.run_dir.exists()
+    files.checkpoints.mkdir(parents=True, exist_ok=True)
+    try:
+        with _sole(files):
+            record = claim(files.checkpoints, config, data_card_id, allow_code_change)
+            if files.done.exists():
+                log.info("%s is finished", files.run_dir)
+                return Outcome(json.loads(files.done.read_bytes()), ran=False)
+            files.stop.unlink(missing_ok=True)
+            files.failure.unlink(missing_ok=True)
+            if settings.workers == 0:
+                with InProcessReporter(show_progress) as reporter:
+                    run_here(train, config, settings, files, record, reporter)
+            else:
+                # Imported only here: a run in this process needs no Ray.
+                from raysys.training.ray_train import run_on_ray
+
+                run_on_ray(train, config, settings, files, record, show_progress)
+            return Outcome(json.loads(files.done.read_bytes()), ran=True)
+    except RaysysError as error:
+        if fresh and not isinstance(error, InterruptedRunError) and not _has_checkpoint(files):
+            shutil.rmtree(files.run_dir)
+        raise
+
+
+def run_here(
+    train: TrainFunction,
+    config: BaseModel,
+    settings: TrainConfig,
+    files: RunFiles,
+    record: RunRecord,
+    reporter: Reporter,
+) -> None:
+    """Run `train` in this process as one worker; rank 0 leaves its result in `files.done`."""
+    store = CheckpointStore(
+        files.checkpoints,
+        keep=settings.keep_checkpoints,
+        fence=lambda: check_current(files.record, record.attempt),
+    )
+    seed_everything(settings.seed)
+    result = train(config, Session(files.run_dir, reporter, store, record.name))
+    if World.current("cpu").leads:
+        write_text(files.done, json.dumps(result))
+
+
+@contextmanager
+def _sole(files: RunFiles) -> Iterator[None]:
+    lock = FileLock(files.checkpoints / "run.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise ResumeError(
+            f"another process is training in {files.run_dir}; wait for it, or stop it with Ctrl-C"
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _has_checkpoint(files: RunFiles) -> bool:
+    return any(files.checkpoints.glob("step-*"))

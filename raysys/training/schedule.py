@@ -1,0 +1,21 @@
+"""The learning rate as a function of the step: nothing to save, nothing to restore."""
+
+import math
+
+from raysys.training.config import TrainConfig
+
+
+def learning_rate(config: TrainConfig, step: int, total_steps: int) -> float:
+    """Rate of the optimiser step number `step` (from 0) of `total_steps`.
+
+    Rises linearly over `warmup_steps`, then stays (constant) or falls to
+    `final_lr_fraction · lr` at the last step (cosine, linear).
+    """
+    if step < config.warmup_steps:
+        return config.lr * (step + 1) / config.warmup_steps
+    if config.schedule == "constant":
+        return config.lr
+    done = (step - config.warmup_steps) / max(1, total_steps - 1 - config.warmup_steps)
+    done = min(1.0, done)
+    fall = (1 + math.cos(math.pi * done)) / 2 if config.schedule == "cosine" else 1 - done
+    return config.lr * (config.final_lr_fraction + (1 - config.final_lr_fraction) * fall)

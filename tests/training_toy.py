@@ -1,0 +1,113 @@
+"""A click model small enough to train in milliseconds, and ways to hurt it at a chosen step."""
+
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor, nn
+
+from raysys.training import Session, TrainConfig, World, fit
+
+
+class ToyConfig(BaseModel):
+    """`kill_*`: the worker of that rank kills itself once, before that batch of that epoch."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    rows: int = 120
+    batch: int = 16
+    dropout: float = 0.2
+    sparse: bool = False
+    kill_rank: int | None = None
+    kill_epoch: int = 1
+    kill_step: int = 3
+    scratch: str = ""
+    step_sleep: float = 0.0
+    train: TrainConfig = TrainConfig()
+
+
+class ToyModel(nn.Module):
+    def __init__(self, dropout: float, sparse: bool) -> None:
+        super().__init__()
+        self.table = nn.Embedding(50, 4, sparse=sparse)
+        self.net = nn.Sequential(nn.Linear(12, 8), nn.ReLU(), nn.Dropout(dropout), nn.Linear(8, 1))
+        self.unused = nn.Linear(2, 2)
+
+    def forward(self, x: Tensor, ids: Tensor) -> Tensor:
+        return self.net(torch.cat([x, self.table(ids).flatten(1)], dim=1))[:, 0]
+
+
+class ToyTask:
+    def __init__(self, config: ToyConfig) -> None:
+        self.model = ToyModel(config.dropout, config.sparse)
+        self.held = toy_rows(90, seed=9)
+
+    def loss(self, batch: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        x, ids, y = batch
+        logits = self.model(x, ids)
+        loss = nn.functional.binary_cross_entropy_with_logits(logits, y, reduction="sum")
+        return loss, torch.tensor(float(len(y)))
+
+    def validate(self, world: World) -> dict[str, float]:
+        x, ids, y = (column[world.rows(90)] for column in self.held)
+        part = nn.functional.binary_cross_entropy_with_logits(
+            self.model(x, ids), y, reduction="none"
+        )
+        return {"logloss": float(world.gather(part.numpy()).mean())}
+
+
+class ToyLoader:
+    def __init__(self, config: ToyConfig, world: World | None = None) -> None:
+        self.config, self.world = config, world
+        self.columns = toy_rows(config.rows, seed=1)
+        self.steps_per_epoch = -(-config.rows // config.batch)
+
+    def batch(
+        self, epoch: int, step: int, part: int, parts: int
+    ) -> tuple[Tensor, Tensor, Tensor] | None:
+        config = self.config
+        time.sleep(config.step_sleep)
+        if (epoch, step) == (config.kill_epoch, config.kill_step):
+            self.maybe_die()
+        order = np.random.default_rng([config.train.seed, epoch]).permutation(config.rows)
+        rows = order[step * config.batch : (step + 1) * config.batch]
+        mine = rows[len(rows) * part // parts : len(rows) * (part + 1) // parts]
+        if not len(mine):
+            return None
+        x, ids, y = self.columns
+        return x[mine], ids[mine], y[mine]
+
+    def maybe_die(self) -> None:
+        marker = Path(self.config.scratch) / "killed"
+        if self.world and self.world.rank == self.config.kill_rank and not marker.exists():
+            marker.write_text(str(os.getpid()))
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def toy_rows(count: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=(count, 4)).astype(np.float32)
+    ids = rng.integers(0, 50, size=(count, 2))
+    y = (x[:, 0] + (ids[:, 0] % 3 - 1) + rng.normal(size=count) > 0).astype(np.float32)
+    return torch.from_numpy(x), torch.from_numpy(ids), torch.from_numpy(y)
+
+
+def train_toy(config: ToyConfig, session: Session) -> dict[str, Any]:
+    """A recipe's train function."""
+    world = World.current(config.train.device)
+    result = fit(ToyTask(config), ToyLoader(config, world), config.train, session)
+    if world.leads:
+        with (session.run_dir / "worlds.txt").open("a") as file:
+            file.write(f"{world.size}\n")
+    return {
+        "sha256": result.weights_sha256,
+        "step": result.step,
+        "stopped": result.stopped,
+        "metrics": result.metrics,
+        "world": world.size,
+    }
