@@ -83,7 +83,7 @@ class Mind:
             events=_events(logs["train"], logs["dev"], dev["min"]),
             impressions=pa.concat_tables(parts),
             items=_items([folder / "news.tsv" for folder in folders.values()], options),
-            entities=_distinct(pa.concat_tables(vectors), "id"),
+            entities=distinct(pa.concat_tables(vectors), "id"),
             card=DataCard(
                 dataset="mind",
                 version=src.name,
@@ -124,11 +124,7 @@ def _impressions(
     part: str, log: Source, ts: pa.Array, bounds: tuple[int, int]
 ) -> tuple[pa.Table, int]:
     ids = log.required("impression_id")
-    counts = pc.value_counts(ids)
-    twice = counts.filter(pc.greater(counts.field("counts"), 1)).field("values")
-    if len(twice):
-        row = int(np.flatnonzero(pc.equal(ids, twice[0]).to_numpy(zero_copy_only=False))[1])
-        raise DataError(f"{log.where(row)}: duplicate impression id {twice[0]}")
+    repeated_id(log, ids)
     if ts.null_count:
         raise DataError(f"{log.where(first(ts.is_null()))}: column 'time' is empty")
     shown = pc.utf8_split_whitespace(log.required("impressions"))
@@ -161,6 +157,20 @@ def _impressions(
     )
     assert part == "train" or bool((split == TEST).all())
     return table, merged
+
+
+def repeated_id(log: Source, ids: pa.Array) -> None:
+    """Refuse an impression log that names an impression twice.
+
+    Raises:
+        DataError: it does; the second place is named.
+    """
+    codes = codes_of(ids)
+    again = np.ones(len(codes), bool)
+    again[np.unique(codes, return_index=True)[1]] = False
+    if again.any():
+        row = int(np.argmax(again))
+        raise DataError(f"{log.where(row)}: duplicate impression id {ids[row]}")
 
 
 def _histories(log: Source) -> pa.Table:
@@ -255,10 +265,10 @@ def _items(paths: list[Path], options: MindOptions) -> pa.Table:
                 }
             )
         )
-    return _distinct(pa.concat_tables(parts), "item_id")
+    return distinct(pa.concat_tables(parts), "item_id")
 
 
-def _distinct(table: pa.Table, key: str) -> pa.Table:
+def distinct(table: pa.Table, key: str) -> pa.Table:
     """The first row of each key."""
     _, rows = np.unique(codes_of(table[key].combine_chunks()), return_index=True)
     return table.take(pa.array(np.sort(rows)))

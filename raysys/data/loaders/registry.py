@@ -14,8 +14,11 @@ from raysys.data.files import sha256_file
 from raysys.data.loaders.base import Imported, Loader, Options
 from raysys.data.loaders.bing_news import BingNews
 from raysys.data.loaders.dhrd_prompts import DhrdPrompts
+from raysys.data.loaders.ebnerd import Ebnerd
+from raysys.data.loaders.foursquare_checkins import FoursquareCheckins
 from raysys.data.loaders.lists import running_number
 from raysys.data.loaders.mind import Mind
+from raysys.data.loaders.movielens import Movielens
 from raysys.data.loaders.reading import combined, nearest, now_us
 from raysys.data.manifest import Manifest
 from raysys.data.schema import CONTEXTS, context_struct
@@ -23,7 +26,15 @@ from raysys.data.split import iso
 from raysys.errors import ConfigError, DataError
 
 LOADERS: dict[str, Loader[Any]] = {
-    loader.name: loader for loader in (BingNews(), DhrdPrompts(), Mind())
+    loader.name: loader
+    for loader in (
+        BingNews(),
+        DhrdPrompts(),
+        Ebnerd(),
+        FoursquareCheckins(),
+        Mind(),
+        Movielens(),
+    )
 }
 _EVENT_ROWS = 1_000_000
 _IMPRESSION_ROWS = 200_000
