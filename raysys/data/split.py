@@ -30,8 +30,8 @@ class TimeCut(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    valid_share: float = Field(0.1, gt=0, lt=1)
-    test_share: float = Field(0.2, gt=0, lt=1)
+    valid_share: float = Field(default=0.1, gt=0, lt=1)
+    test_share: float = Field(default=0.2, gt=0, lt=1)
     valid_from: str | None = None
     test_from: str | None = None
 
@@ -58,10 +58,10 @@ class Folds(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    folds: int = Field(5, ge=2)
-    fold: int = Field(0, ge=0)
-    valid_share: float = Field(0.1, gt=0, lt=1)
-    seed: int = Field(0, ge=0)
+    folds: int = Field(default=5, ge=2)
+    fold: int = Field(default=0, ge=0)
+    valid_share: float = Field(default=0.1, gt=0, lt=1)
+    seed: int = Field(default=0, ge=0)
 
     @model_validator(mode="after")
     def _in_range(self) -> Self:

@@ -23,8 +23,8 @@ class NegativeRule(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     rule: Literal["uniform", "popularity", "same-area"] = "uniform"
-    count: int = Field(19, ge=1)
-    seed: int = Field(0, ge=0)
+    count: int = Field(default=19, ge=1)
+    seed: int = Field(default=0, ge=0)
 
     @model_validator(mode="after")
     def _seed_fits(self) -> Self:

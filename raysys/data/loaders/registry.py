@@ -7,16 +7,16 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from pydantic import ValidationError
 
 from raysys.data.dataset import DatasetWriter
 from raysys.data.files import sha256_file
-from raysys.data.loaders.base import Imported, Loader, Options
+from raysys.data.loaders.base import Imported, Loader, Options, validated
 from raysys.data.loaders.bing_news import BingNews
 from raysys.data.loaders.dhrd_prompts import DhrdPrompts
 from raysys.data.loaders.ebnerd import Ebnerd
 from raysys.data.loaders.foursquare_checkins import FoursquareCheckins
 from raysys.data.loaders.lists import running_number
+from raysys.data.loaders.mapped import Mapped
 from raysys.data.loaders.mind import Mind
 from raysys.data.loaders.movielens import Movielens
 from raysys.data.loaders.reading import combined, nearest, now_us
@@ -32,6 +32,7 @@ LOADERS: dict[str, Loader[Any]] = {
         DhrdPrompts(),
         Ebnerd(),
         FoursquareCheckins(),
+        Mapped(),
         Mind(),
         Movielens(),
     )
@@ -59,16 +60,8 @@ def options_of(loader: Loader[Any], values: Mapping[str, Any] | Options) -> Opti
     """
     if isinstance(values, Options):
         return values
-    try:
-        return loader.options.model_validate(dict(values))
-    except ValidationError as error:
-        fault = error.errors()[0]
-        where = ".".join(str(part) for part in fault["loc"])
-        if fault["type"] == "extra_forbidden":
-            hint = nearest(str(fault["loc"][-1]), list(loader.options.model_fields))
-            raise ConfigError(f"{loader.name} has no option {where!r}{hint}") from error
-        label = f"option {where}" if where else "options"
-        raise ConfigError(f"{loader.name}: {label}: {fault['msg']}") from error
+    options: Options = validated(loader.options, values, f"options of {loader.name}")
+    return options
 
 
 def import_dataset(
