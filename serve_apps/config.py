@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from raysys.errors import ConfigError
+from raysys.errors import ArtifactError, ConfigError
 
 APP = "raysys"
 Count = Annotated[int, Field(ge=1)]
@@ -140,9 +140,21 @@ def load_config(path: Path) -> ServeConfig:
     return config.model_copy(update={"models": Models(**models)})
 
 
+def check_family(recipe: str, family: Family, model: Model) -> None:
+    """A CTR run must not answer for news, nor the reverse.
+
+    Raises:
+        ArtifactError: `recipe` is not of `family`.
+    """
+    if recipe.partition("/")[0] != family:
+        raise ArtifactError(
+            f"models.{family}: {model.run} was trained by {recipe}, which is no {family} recipe"
+        )
+
+
 def _explain(error: ValidationError) -> str:
-    """The first fault in words, with the nearest valid key for an unknown one."""
-    first = error.errors()[0]
+    """One fault in words; a misspelt key first, since it often causes the others."""
+    first = min(error.errors(), key=lambda fault: fault["type"] != "extra_forbidden")
     where = ".".join(str(part) for part in first["loc"])
     if first["type"] != "extra_forbidden":
         message = first["msg"].removeprefix("Value error, ")

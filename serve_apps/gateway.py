@@ -32,12 +32,10 @@ HEALTH_TIMEOUT_S = 5.0
 _CODES = {404: "not_found", 405: "method_not_allowed"}
 
 
-class Refusal(Exception):
+class Refusal(Exception):  # noqa: N818 - an answer, not an error
     """A request that ends here with an error body."""
 
-    def __init__(
-        self, status: int, error: str, detail: str, request_id: str | None = None
-    ) -> None:
+    def __init__(self, status: int, error: str, detail: str, request_id: str | None = None) -> None:
         super().__init__(detail)
         self.status = status
         self.body = ErrorBody(error=error, detail=detail, request_id=request_id)

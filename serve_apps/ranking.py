@@ -1,6 +1,5 @@
 """One run folder behind a Serve handle: what the ctr and news deployments share."""
 
-import asyncio
 import logging
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -9,13 +8,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from pydantic_core import to_json
-from ray import serve
 
 from raysys.artifacts.predictor import Predictor
 from raysys.data.contexts import FIRST
 from raysys.data.requests import Request
-from raysys.errors import ArtifactError
-from serve_apps.config import Family, Model
+from serve_apps.config import Family, Model, check_family
+from serve_apps.merging import Merger
 from serve_apps.schemas import ModelCard, RankRequest
 
 log = logging.getLogger("ray.serve")
@@ -44,11 +42,9 @@ class Ranking:
         self._kinds = {f.name: f.kind for f in self.predictor.codec.features}
         self._popularity = _popularity(self.predictor)
         self._thread = ThreadPoolExecutor(1, "score", torch.set_num_threads, (model.threads,))
-        # Built per instance: the decorator keeps one queue per function, and two rankers of one
-        # process must not share it.
-        self._merged = serve.batch(
-            max_batch_size=model.batch, batch_wait_timeout_s=model.batch_wait_ms / 1000
-        )(self._batch)
+        self._merged = Merger(
+            self.answer, self._thread, size=model.batch, wait_s=model.batch_wait_ms / 1000
+        )
         self.card = self._describe()
 
     async def rank(self, request: RankRequest) -> Reply:
@@ -72,10 +68,6 @@ class Ranking:
                 return [self.answer([request])[0] for request in requests]
             log.exception("scoring request %s failed, answered by fallback", requests[0].request_id)
             return [self._fallback(requests[0])]
-
-    async def _batch(self, requests: list[RankRequest]) -> list[bytes]:
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._thread, self.answer, requests)
 
     def _scored(self, requests: list[RankRequest]) -> list[bytes]:
         table = self.predictor.score(requests)
@@ -139,7 +131,9 @@ class Ranking:
         Names the model does not know are passed over: data sets declare more than models use.
         """
         contexts = [("context", request.context)]
-        contexts += [(f"history.{i}.context", e.context) for i, e in enumerate(request.history or ())]
+        contexts += [
+            (f"history.{i}.context", e.context) for i, e in enumerate(request.history or ())
+        ]
         for where, context in contexts:
             for name, value in context.items():
                 kind = self._kinds.get(name)
@@ -163,18 +157,6 @@ class Ranking:
             users=len(self.predictor.histories.users),
             contexts=list(self.predictor.codec.names),
             probabilities=table["p_click"].null_count == 0,
-        )
-
-
-def check_family(recipe: str, family: Family, model: Model) -> None:
-    """A CTR run must not answer for news, nor the reverse.
-
-    Raises:
-        ArtifactError: `recipe` is not of `family`.
-    """
-    if recipe.partition("/")[0] != family:
-        raise ArtifactError(
-            f"models.{family}: {model.run} was trained by {recipe}, which is no {family} recipe"
         )
 
 

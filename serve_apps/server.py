@@ -9,10 +9,9 @@ from contextlib import contextmanager
 import requests
 
 from raysys.artifacts.run import RunConfig, read_config, verify_run
+from raysys.dist.cluster import ensure_ray
 from raysys.errors import ConfigError, RaysysError
-from raysys.training.cluster import ensure_ray
-from serve_apps.config import APP, Family, ServeConfig
-from serve_apps.ranking import check_family
+from serve_apps.config import APP, Family, ServeConfig, check_family
 
 HEALTHY_WITHIN_S = 60.0
 

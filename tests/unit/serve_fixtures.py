@@ -13,8 +13,8 @@ from raysys.data.dataset import Dataset, DatasetWriter
 from raysys.data.features import FeatureConfig, fit_features
 from raysys.data.manifest import DataCard
 from raysys.data.prepared import Prepared, prepare
-from raysys.news.nrms import NRMS, NRMSConfig
 from raysys.data.requests import Request
+from raysys.news.nrms import NRMS, NRMSConfig
 
 ITEMS = [f"item-{i:02d}" for i in range(30)]
 USERS = [f"user-{i:02d}" for i in range(12)]

@@ -1,0 +1,1 @@
+"""Clusters: jobs, and what is wrong with an installation."""
