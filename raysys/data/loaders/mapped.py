@@ -52,12 +52,12 @@ class Mapped:
     options = MappedOptions
 
     def files(self, src: Path, options: MappedOptions) -> list[Path]:
-        """All files the mapping names."""
+        """The mapping and all files that it names."""
         mapping = read_mapping(options.mapping)
         shown = mapping.impressions
         sections = [mapping.events, mapping.items, None if isinstance(shown, Derived) else shown]
         found = [path for section in sections if section for path in section.paths(_root(src))]
-        return sorted(set(found))
+        return sorted({options.mapping, *found})
 
     def load(self, src: Path, options: MappedOptions) -> Imported:
         """Read the sections, make requests, split."""

@@ -3,16 +3,16 @@
 import glob
 from pathlib import Path
 from typing import Annotated, Literal, Self
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
-import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
-from raysys.data.loaders.base import validated
 from raysys.data.loaders.local_time import Part
 from raysys.data.loaders.negatives import NegativeRule
 from raysys.data.schema import BEHAVIOURS
 from raysys.data.split import TimeCut
-from raysys.errors import ConfigError, DataError
+from raysys.errors import DataError
+from raysys.options import load_yaml, validate
 
 
 class _Frozen(BaseModel):
@@ -33,12 +33,28 @@ class TimeColumn(_Frozen):
     form: str = "iso"
     timezone: str = "UTC"
 
+    @field_validator("timezone")
+    @classmethod
+    def _exists(cls, value: str) -> str:
+        try:
+            ZoneInfo(value)
+        except (ZoneInfoNotFoundError, ValueError) as error:
+            raise ValueError(f"no time zone {value!r}; write it like Europe/Berlin") from error
+        return value
+
 
 def _time(value: object) -> object:
     return {"column": value} if isinstance(value, str) else value
 
 
 Time = Annotated[TimeColumn, BeforeValidator(_time)]
+
+
+def _text_keys(value: object) -> object:
+    # YAML reads `1: click` as a number, the column is compared as text.
+    return (
+        {str(key): meaning for key, meaning in value.items()} if isinstance(value, dict) else value
+    )
 
 
 class BehaviourColumn(_Frozen):
@@ -49,7 +65,7 @@ class BehaviourColumn(_Frozen):
 
     constant: str | None = None
     column: str | None = None
-    values: dict[str, str] = Field(default_factory=dict)
+    values: Annotated[dict[str, str], BeforeValidator(_text_keys)] = Field(default_factory=dict)
     others: Literal["fail", "drop"] = "fail"
 
     @model_validator(mode="after")
@@ -228,12 +244,4 @@ def read_mapping(path: Path) -> Mapping:
     Raises:
         ConfigError: no YAML, an unknown key (the nearest is named) or a bad value.
     """
-    try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"{path}: no such mapping file") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: not valid YAML ({error})") from error
-    if not isinstance(raw, dict):
-        raise ConfigError(f"{path}: a mapping file holds keys and values")
-    return validated(Mapping, raw, str(path))
+    return validate(Mapping, load_yaml(path), str(path))

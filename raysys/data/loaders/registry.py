@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 
 from raysys.data.dataset import DatasetWriter
 from raysys.data.files import sha256_file
-from raysys.data.loaders.base import Imported, Loader, Options, validated
+from raysys.data.loaders.base import Imported, Loader, Options
 from raysys.data.loaders.bing_news import BingNews
 from raysys.data.loaders.dhrd_prompts import DhrdPrompts
 from raysys.data.loaders.ebnerd import Ebnerd
@@ -24,6 +24,7 @@ from raysys.data.manifest import Manifest
 from raysys.data.schema import CONTEXTS, context_struct
 from raysys.data.split import iso
 from raysys.errors import ConfigError, DataError
+from raysys.options import validate
 
 LOADERS: dict[str, Loader[Any]] = {
     loader.name: loader
@@ -60,7 +61,7 @@ def options_of(loader: Loader[Any], values: Mapping[str, Any] | Options) -> Opti
     """
     if isinstance(values, Options):
         return values
-    options: Options = validated(loader.options, values, f"options of {loader.name}")
+    options: Options = validate(loader.options, dict(values), f"options of {loader.name}")
     return options
 
 

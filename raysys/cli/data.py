@@ -1,0 +1,190 @@
+"""`raysys data make|import|check|show`: data set folders in, out and examined."""
+
+import json
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from raysys.data.check import FIRST_FAULTS, Report
+from raysys.data.check import check as check_folder
+from raysys.data.dataset import Dataset
+from raysys.data.loaders import LOADERS, import_dataset
+from raysys.data.manifest import Manifest
+from raysys.data.mapping import LocalMapper
+from raysys.data.world import WorldConfig, make_world
+from raysys.data.world.show import draw_map
+from raysys.data.world.show import show as world_figures
+from raysys.dist import RayMapper
+from raysys.options import merge, parse_overrides, validate
+
+app = typer.Typer(no_args_is_help=True, help="Make, import, check and show data sets.")
+make = typer.Typer(no_args_is_help=True, help="Generate data sets with known truth.")
+app.add_typer(make, name="make")
+
+Out = Annotated[Path, typer.Option(help="Folder to write; it appears only when it is complete.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existing folder.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Further options.")
+]
+
+
+class Kind(StrEnum):
+    """What a planted world logs."""
+
+    FOOD = "food"
+    NEWS = "news"
+
+
+def _effect(name: str) -> Any:
+    return typer.Option(f"--effects.{name}", min=0, max=1, help=f"0 turns the law of {name} off.")
+
+
+@make.command("world")
+def world(
+    out: Out,
+    overrides: Overrides = None,
+    users: Annotated[int, typer.Option(help="Number of users.")] = 2000,
+    days: Annotated[int, typer.Option(help="Length of the period.")] = 60,
+    seed: Annotated[int, typer.Option(help="Same seed, same bytes.")] = 0,
+    kind: Annotated[Kind, typer.Option(help="Meals of the city, or its readers' news.")] = (
+        Kind.FOOD
+    ),
+    context: Annotated[int, _effect("context")] = 1,
+    words: Annotated[int, _effect("words")] = 1,
+    taste: Annotated[int, _effect("taste")] = 1,
+    joint_behaviour: Annotated[int, _effect("joint_behaviour")] = 1,
+    entity: Annotated[int, _effect("entity")] = 1,
+    abstract: Annotated[int, _effect("abstract")] = 1,
+    workers: Annotated[int, typer.Option(min=0, help="Ray workers; 0 writes in this process.")] = 0,
+    overwrite: Overwrite = False,
+    as_json: AsJson = False,
+) -> None:
+    """Write the planted world: logs whose true click probabilities are known."""
+    effects = {
+        "context": context, "words": words, "taste": taste,
+        "joint_behaviour": joint_behaviour, "entity": entity, "abstract": abstract,
+    }  # fmt: skip
+    values = {"users": users, "days": days, "seed": seed, "kind": kind.value, "effects": effects}
+    config = validate(WorldConfig, merge(values, parse_overrides(overrides or [])), "world")
+    mapper = RayMapper(workers) if workers else LocalMapper()
+    _written(make_world(config, out, mapper, overwrite=overwrite), out, as_json)
+
+
+@app.command("import")
+def import_(
+    name: Annotated[str, typer.Argument(help="Layout: " + ", ".join(LOADERS) + ".")],
+    src: Annotated[Path, typer.Option(help="Folder or file to read.")],
+    out: Out,
+    overrides: Overrides = None,
+    folds: Annotated[int | None, typer.Option(help="Folds, for logs without time.")] = None,
+    fold: Annotated[int | None, typer.Option(help="Which fold is the test part.")] = None,
+    mapping: Annotated[
+        Path | None, typer.Option(help="YAML that describes the log (layout mapped).")
+    ] = None,
+    on_bad_entities: Annotated[
+        str | None, typer.Option(help="fail or drop malformed entity annotations.")
+    ] = None,
+    overwrite: Overwrite = False,
+    as_json: AsJson = False,
+) -> None:
+    """Read a public layout, or any log described by a mapping, into a data set folder."""
+    given = {"folds": folds, "fold": fold, "mapping": mapping, "on_bad_entities": on_bad_entities}
+    options = {key: value for key, value in given.items() if value is not None}
+    options = merge(options, parse_overrides(overrides or []))
+    _written(import_dataset(name, src, out, options, overwrite=overwrite), out, as_json)
+
+
+@app.command("check")
+def check(
+    path: Annotated[Path, typer.Argument(metavar="DIR", help="Data set folder.")],
+    first: Annotated[int, typer.Option(min=1, help="Faults shown per kind.")] = FIRST_FAULTS,
+    as_json: AsJson = False,
+) -> None:
+    """Validate a data set folder; exits with 1 if there is a fault."""
+    report = check_folder(path, first=first)
+    if as_json:
+        typer.echo(json.dumps(report.to_json(), indent=2, ensure_ascii=False))
+    else:
+        _print_report(report)
+    if not report.ok:
+        raise typer.Exit(1)
+
+
+@app.command("show")
+def show(
+    path: Annotated[Path, typer.Argument(metavar="DIR", help="Data set folder.")],
+    png: Annotated[
+        Path | None, typer.Option(help="Draw the context-prototype map of a world.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Print the manifest, the data card and, of a generated world, its figures."""
+    manifest = Dataset(path).manifest
+    figures = world_figures(path) if manifest.world else {}
+    if png is not None:
+        draw_map(path, png)
+    if as_json:
+        shown = manifest.model_dump(mode="json") | ({"figures": figures} if figures else {})
+        typer.echo(json.dumps(shown, indent=2, ensure_ascii=False))
+        return
+    _print_pairs(str(path), _summary(manifest))
+    _print_pairs("data card", manifest.data_card.model_dump(mode="json"))
+    if figures:
+        _print_pairs("world", figures)
+
+
+def _summary(manifest: Manifest) -> dict[str, Any]:
+    return {
+        "data_card_id": manifest.data_card_id,
+        "kind": manifest.kind,
+        "candidates": manifest.candidates,
+        "history_behaviours": ", ".join(manifest.history_behaviours),
+        "context features": ", ".join(f"{n} ({kind})" for n, kind in manifest.contexts.items()),
+        **{
+            name: f"{entry.rows} rows in {len(entry.files)} files"
+            for name, entry in manifest.tables.items()
+        },
+    }
+
+
+def _written(manifest: Manifest, out: Path, as_json: bool) -> None:
+    if as_json:
+        typer.echo(json.dumps(manifest.model_dump(mode="json"), indent=2, ensure_ascii=False))
+    else:
+        _print_pairs(f"wrote {out}", _summary(manifest))
+
+
+def _print_pairs(title: str, pairs: dict[str, Any]) -> None:
+    table = Table(title=title, show_header=False)
+    table.add_column(style="bold")
+    table.add_column(overflow="fold")
+    for key, value in pairs.items():
+        if value not in ("", None, {}, (), []):
+            plain = isinstance(value, (str, int))
+            table.add_row(key, str(value) if plain else json.dumps(value, ensure_ascii=False))
+    Console().print(table, highlight=False)
+
+
+def _print_report(report: Report) -> None:
+    console = Console()
+    if report.faults:
+        table = Table(title=f"{report.path}: {sum(report.counts.values())} faults")
+        for name in ("kind", "file", "row", "column", "fault"):
+            table.add_column(name, overflow="fold")
+        for fault in report.faults:
+            row = "" if fault.row is None else str(fault.row)
+            table.add_row(fault.kind, fault.file, row, fault.column or "", fault.message)
+        console.print(table, highlight=False)
+        for kind, count in report.counts.items():
+            if count > report.first:
+                console.print(f"{kind}: {count} in all, the first {report.first} shown")
+    for warning in report.warnings:
+        console.print(f"warning: {warning}", style="yellow", highlight=False)
+    if report.ok:
+        rows = ", ".join(f"{name} {count}" for name, count in report.rows.items() if count)
+        console.print(f"{report.path}: no faults ({rows} rows)", highlight=False)
