@@ -1,0 +1,71 @@
+"""Connecting to Ray: the cluster that RAY_ADDRESS names, or one on this machine."""
+
+import logging
+import os
+import secrets
+import sys
+from pathlib import Path
+
+from raysys.errors import RaysysError
+
+
+def ensure_ray(num_cpus: int | None = None) -> bool:
+    """Connect to Ray unless connected; True if a cluster was started on this machine.
+
+    With RAY_ADDRESS set, joins that cluster, with token authentication if a token is at hand
+    (RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH or ~/.ray/auth_token). Otherwise starts one that
+    listens on the loopback interface, with `num_cpus` CPUs (default: all), token authentication
+    (unless RAY_AUTH_MODE says otherwise) and the dashboard, which Ray itself asks whether the
+    workers of a dead run may be released.
+
+    Raises:
+        RaysysError: the cluster cannot be reached.
+    """
+    address = os.environ.get("RAY_ADDRESS")
+    # Ray reads the mode when it is first imported and never again.
+    if "ray" not in sys.modules and "RAY_AUTH_MODE" not in os.environ:
+        if not address:
+            _write_token()
+        if _has_token():
+            os.environ["RAY_AUTH_MODE"] = "token"
+    import ray
+
+    if ray.is_initialized():
+        return False
+    if not address:
+        ray.init(
+            num_cpus=num_cpus,
+            include_dashboard=True,
+            dashboard_host="127.0.0.1",
+            logging_level=logging.WARNING,
+        )
+        return True
+    try:
+        ray.init(address=address, logging_level=logging.WARNING)
+    except Exception as error:
+        raise RaysysError(
+            f"cannot join the Ray cluster RAY_ADDRESS={address}: {error}. Is it running, and is "
+            "its token in RAY_AUTH_TOKEN or ~/.ray/auth_token (with RAY_AUTH_MODE=token)?"
+        ) from error
+    return False
+
+
+def _token_file() -> Path:
+    return Path(os.environ.get("RAY_AUTH_TOKEN_PATH", Path.home() / ".ray" / "auth_token"))
+
+
+def _has_token() -> bool:
+    return "RAY_AUTH_TOKEN" in os.environ or _token_file().is_file()
+
+
+def _write_token() -> None:
+    """Make a token that only its owner can read; the one Ray would write is open to everyone."""
+    if _has_token():
+        return
+    path = _token_file()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = path.with_name(f".{path.name}.{os.getpid()}")
+    descriptor = os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(descriptor, "w") as handle:
+        handle.write(secrets.token_hex(32))
+    os.rename(scratch, path)
