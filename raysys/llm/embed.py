@@ -16,7 +16,7 @@ from raysys.data.dataset import Dataset
 from raysys.errors import ConfigError
 from raysys.llm.backbones import open_backbone
 from raysys.llm.encoder import EncoderSpec, TextEncoder
-from raysys.llm.keys import Keys, VectorIdentity, distinct, text_keys
+from raysys.llm.keys import NO_KEYS, Keys, VectorIdentity, distinct, text_keys
 from raysys.llm.progress import TextProgress
 from raysys.llm.vectors import TableHeader, iter_text
 from raysys.llm.writer import TableWriter
@@ -144,7 +144,7 @@ def fill(
 def keys_of_texts(identity: VectorIdentity, texts: pa.Array) -> Keys:
     """Keys [N, 2] of a string column [N] without nulls."""
     parts = [text_keys(identity, chunk) for chunk in iter_text(texts)]
-    return np.concatenate([np.zeros((0, 2), np.uint64), *parts])
+    return np.concatenate([NO_KEYS, *parts])
 
 
 def item_texts(dataset: Dataset, field: str) -> pa.Array:
@@ -164,9 +164,14 @@ def item_texts(dataset: Dataset, field: str) -> pa.Array:
         items = dataset.table("items", sources)
         parts = {name: _array(items[name]) for name in sources}
         parts["category"] = pc.binary_join(parts["category"], ", ")
+        repeated = pc.fill_null(pc.equal(parts["title"], parts["name"]), False)
+        parts["title"] = pc.if_else(repeated, None, parts["title"])
         own, *rest = (_filled(parts[name]) for name in sources)
-        joined = pc.binary_join_element_wise(*rest, ". ", null_handling="skip")
-        texts = pc.coalesce(own, _filled(joined))
+        # Skipping nulls, pyarrow leaves out a row that has nothing else; so each row starts with
+        # an empty text, whose separator is cut off again.
+        start = pa.repeat(pa.scalar(""), len(items))
+        joined = pc.binary_join_element_wise(start, *rest, ". ", null_handling="skip")
+        texts = pc.coalesce(own, _filled(pc.utf8_slice_codeunits(joined, 2)))
     if texts.null_count == len(texts):
         raise ConfigError(f"{dataset.path}: no item has a text in field {field!r}")
     return texts

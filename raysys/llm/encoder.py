@@ -37,7 +37,7 @@ class EncoderSpec(BaseModel):
     backbone: str = "wheel:minilm"
     pooling: Pooling = "mean"
     normalise: bool = True
-    max_tokens: int = Field(256, ge=3)
+    max_tokens: int = Field(default=256, ge=3)
     template: str = "plain@1"
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
 
@@ -185,4 +185,4 @@ def length_batches(
 def _dtype(spec: EncoderSpec, device: torch.device) -> torch.dtype:
     if spec.dtype == "auto":
         return torch.bfloat16 if device.type == "cuda" else torch.float32
-    return getattr(torch, spec.dtype)
+    return torch.float32 if spec.dtype == "float32" else torch.bfloat16

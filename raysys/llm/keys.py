@@ -15,6 +15,7 @@ from raysys.errors import DataError
 
 Keys = npt.NDArray[np.uint64]  # [N, 2], the high and the low half of each 16-byte key
 
+NO_KEYS: Keys = np.zeros((0, 2), np.uint64)
 KEY_TYPE = pa.binary(16)
 
 

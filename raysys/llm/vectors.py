@@ -25,9 +25,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from raysys.data.files import sha256_file
 from raysys.errors import ConfigError, DataError
-from raysys.llm.keys import KEY_TYPE, Keys, SortedKeys, distinct, keys_of_arrow, sort_keys
+from raysys.llm.keys import KEY_TYPE, NO_KEYS, Keys, SortedKeys, distinct, keys_of_arrow, sort_keys
 
-FORMAT = 1
 HEADER = "table.json"
 INDEX = "index.arrow"
 BINDINGS = "bindings.parquet"
@@ -50,7 +49,7 @@ class TableHeader(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    format: Literal[1] = FORMAT
+    format: Literal[1] = 1
     width: int = Field(ge=1)
     dtype: Literal["float32", "float16"] = "float32"
 
@@ -63,57 +62,57 @@ class TableHeader(BaseModel):
 
 @dataclass(frozen=True)
 class Part:
-    """A mapped part: keys [n, 2] and vectors [n, D] (a view of the file)."""
+    """A mapped part of n rows; vectors [n, D] are a view of the file."""
 
     path: Path
-    keys: Keys
+    column: pa.FixedSizeBinaryArray
     vectors: npt.NDArray[Any]
 
     @classmethod
     def open(cls, path: Path, header: TableHeader) -> "Part":
-        """Map a part; its bytes are verified by `VectorTable.check` only.
+        """Map a part; its structure is checked here, its bytes by `VectorTable.check`.
 
         Raises:
             DataError: cut off, unreadable or of another width or dtype.
         """
         try:
-            source = pa.memory_map(str(path), "r")
-            batch = pa.ipc.open_file(source).get_batch(0)
-        except (pa.ArrowException, OSError) as error:
+            batch = _map_batch(path)
+        except (pa.ArrowException, OSError, ValueError) as error:
             raise _damaged(path, str(error)) from error
         if not batch.schema.equals(header.schema):
             raise _damaged(path, f"its columns are not those of {HEADER}")
         values = batch.column("vector").values.to_numpy(zero_copy_only=True)
-        return cls(
-            path, keys_of_arrow(batch.column("key")), values.reshape(len(batch), header.width)
-        )
+        return cls(path, batch.column("key"), values.reshape(len(batch), header.width))
+
+    def __len__(self) -> int:
+        return len(self.column)
+
+    @property
+    def keys(self) -> Keys:
+        """Keys [n, 2], read and copied at each call."""
+        return keys_of_arrow(self.column)
 
 
 class VectorTable:
     """A table opened for reading: the parts that were committed at that time.
 
+    Opening maps files and reads next to nothing. verify: also compare the index with the parts,
+    as the writer must, whose look-ups decide what is stored twice.
+
     Raises:
         DataError: no table, a damaged header or part.
     """
 
-    def __init__(self, path: Path | str) -> None:
+    def __init__(self, path: Path | str, *, verify: bool = False) -> None:
         self.path = Path(path)
         self.header = read_header(self.path)
-        self.parts: list[Part] = []
-        self._starts = [0]
+        self.parts = [Part.open(part, self.header) for part in part_paths(self.path)]
+        self._starts = [0, *np.cumsum([len(part) for part in self.parts]).tolist()]
         self._segments: list[tuple[SortedKeys, npt.NDArray[np.int64]]] = []
-        paths = part_paths(self.path)
-        index = self._read_index([path.name for path in paths])
-        for path in paths:
-            self._add(Part.open(path, self.header))
-        rows = np.zeros(0, np.int64)
-        if index is not None:
-            self._segments.append(index)
-            rows = index[1]
-        rest = self.all_keys[len(rows) :]
-        if len(rest):
-            order = sort_keys(rest)
-            self._segments.append((_sorted(rest[order]), order + len(rows)))
+        self._covered = self._read_index(verify)
+        rest = slice(self._covered, None)
+        for row, part in zip(self._starts[rest], self.parts[rest], strict=False):
+            self._segments.append(_segment(part.keys, row))
 
     def __len__(self) -> int:
         return self._starts[-1]
@@ -124,9 +123,14 @@ class VectorTable:
         return self.header.width
 
     @property
+    def indexed(self) -> bool:
+        """Whether the stored index covers all parts."""
+        return self._covered == len(self.parts)
+
+    @property
     def all_keys(self) -> Keys:
         """Keys [N, 2] in row order."""
-        return np.concatenate([np.zeros((0, 2), np.uint64), *(part.keys for part in self.parts)])
+        return np.concatenate([NO_KEYS, *(part.keys for part in self.parts)])
 
     def rows(self, keys: Keys) -> npt.NDArray[np.int64]:
         """Rows [N] of keys [N, 2]; -1 where the table has none."""
@@ -197,15 +201,11 @@ class VectorTable:
                 f"({len(lost)} such bindings)"
             )
 
-    def _add(self, part: Part) -> None:
-        self.parts.append(part)
-        self._starts.append(self._starts[-1] + len(part.keys))
-
     def add(self, part: Part) -> None:
         """Take in a part that the writer has just committed."""
-        order = sort_keys(part.keys)
-        self._segments.append((_sorted(part.keys[order]), order + len(self)))
-        self._add(part)
+        self._segments.append(_segment(part.keys, len(self)))
+        self.parts.append(part)
+        self._starts.append(len(self) + len(part))
 
     def _gather(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
         """Vectors [N, D] of rows [N]; zeros for -1. Each part is read once, front to back."""
@@ -220,18 +220,24 @@ class VectorTable:
                 out[chosen] = part.vectors[rows[chosen] - start]
         return out
 
-    def _read_index(self, names: list[str]) -> tuple[SortedKeys, npt.NDArray[np.int64]] | None:
-        """The stored index if the parts it covers are the first of `names`."""
+    def _read_index(self, verify: bool) -> int:
+        """Take the stored index if it fits; how many parts it covers."""
         try:
-            source = pa.memory_map(str(self.path / INDEX), "r")
-            batch = pa.ipc.open_file(source).get_batch(0)
+            batch = _map_batch(self.path / INDEX)
             covered = json.loads((batch.schema.metadata or {})[INDEXED_PARTS])
-        except (pa.ArrowException, OSError, KeyError, json.JSONDecodeError):
-            return None
-        if covered != names[: len(covered)]:
-            return None
-        high, low, rows = (batch.column(name).to_numpy() for name in ("high", "low", "row"))
-        return SortedKeys(high, low), rows
+            high, low, rows = (batch.column(name).to_numpy() for name in ("high", "low", "row"))
+        except (pa.ArrowException, OSError, KeyError, ValueError):
+            return 0
+        if covered != [part.path.name for part in self.parts[: len(covered)]]:
+            return 0
+        if verify:
+            keys = np.concatenate([NO_KEYS, *(part.keys for part in self.parts[: len(covered)])])
+            order = sort_keys(keys)
+            expected = (keys[order, 0], keys[order, 1], order)
+            if not all(map(np.array_equal, expected, (high, low, rows))):
+                return 0
+        self._segments.append((SortedKeys(high, low), rows))
+        return len(covered)
 
     @cached_property
     def _bindings(self) -> pa.Table:
@@ -277,7 +283,7 @@ def read_bindings(path: Path) -> pa.Table:
     if not file.is_file():
         return BINDING_SCHEMA.empty_table()
     try:
-        return pq.read_table(file)
+        return pq.read_table(file, page_checksum_verification=True)
     except (pa.ArrowException, OSError) as error:
         raise DataError(
             f"{file}: damaged ({error}); delete it and run the embed command again, "
@@ -312,8 +318,27 @@ def iter_text(column: pa.Array, size: int = 65_536) -> Iterator[list[str]]:
         yield column.slice(begin, size).to_pylist()
 
 
-def _sorted(keys: Keys) -> SortedKeys:
-    return SortedKeys(np.ascontiguousarray(keys[:, 0]), np.ascontiguousarray(keys[:, 1]))
+def _segment(keys: Keys, first_row: int) -> tuple[SortedKeys, npt.NDArray[np.int64]]:
+    """Keys [n, 2] of consecutive rows made searchable."""
+    order = sort_keys(keys)
+    high, low = (np.ascontiguousarray(keys[order, half]) for half in (0, 1))
+    return SortedKeys(high, low), order + first_row
+
+
+def _map_batch(path: Path) -> pa.RecordBatch:
+    """The one batch of a mapped Arrow file.
+
+    Arrow believes the lengths in a file, and a wrong one makes it read beyond the end, so the
+    structure is validated before anything is touched.
+    """
+    batch = pa.ipc.open_file(pa.memory_map(str(path), "r")).get_batch(0)
+    batch.validate(full=True)
+    for column in batch.columns:
+        if column.null_count or (
+            pa.types.is_fixed_size_list(column.type) and column.values.null_count
+        ):
+            raise pa.ArrowInvalid("it holds nulls")
+    return batch
 
 
 def _array(column: pa.ChunkedArray) -> pa.Array:

@@ -71,8 +71,8 @@ class TableWriter:
                     f"{self.path} holds {found.dtype} vectors of width {found.width}, not "
                     f"{self.header.dtype} of width {self.header.width}; use another table folder"
                 )
-            self.table = VectorTable(self.path)
-            self._index_stale = not (self.path / INDEX).is_file()
+            self.table = VectorTable(self.path, verify=True)
+            self._index_stale = not self.table.indexed
         except BaseException:
             self._lock.release()
             raise
