@@ -34,13 +34,9 @@ from raysys.data.split import TEST, TRAIN, Folds, split_names, stable_hash
 _COLUMNS = ("user", "title", "label", "entities")
 
 
-class BingNewsOptions(Options):
+class BingNewsOptions(Folds, Options):
     """`slate` training rows make one impression."""
 
-    folds: int = Field(5, ge=2)
-    fold: int = Field(0, ge=0)
-    valid_share: float = Field(0.1, gt=0, lt=1)
-    seed: int = 0
     slate: int = Field(5, ge=2)
     on_bad_entities: BadEntities = "fail"
 
@@ -80,14 +76,8 @@ class BingNews:
             np.char.add(np.asarray(users.to_pylist(), str)[owner], "\t"),
             np.asarray(item.to_pylist(), str),
         )
-        folds = Folds(
-            folds=options.folds,
-            fold=options.fold,
-            valid_share=options.valid_share,
-            seed=options.seed,
-        )
         shuffle = np.lexsort((stable_hash(keys, options.seed + 2), owner))
-        split = folds.split(keys)[shuffle]
+        split = options.split(keys)[shuffle]
         owner, item, label = owner[shuffle], item.take(pa.array(shuffle)), label[shuffle]
         history = fold_history(owner, split, label)
         events = pa.table(
@@ -123,7 +113,7 @@ class BingNews:
                 reader=self.name,
                 filters=("rows of one user and normalised title merged, label = max",),
                 label_rule="click = label 1",
-                split_rule=folds.describe("rows (user, title)"),
+                split_rule=options.describe("rows (user, title)"),
                 negative_policy="logged",
                 group_key="user",
                 history_cut="clicks of the training folds; for a training slate those before it",

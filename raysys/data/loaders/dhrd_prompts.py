@@ -13,7 +13,6 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
-from pydantic import Field
 
 from raysys.data.loaders.base import Imported, Options
 from raysys.data.loaders.lists import (
@@ -33,13 +32,8 @@ _HISTORY = ("hist_day", "hist_hour", "hist_cuisine", "hist_price")
 _COLUMNS = (*_HISTORY, "dish_name", "cuisine", "price", "label")
 
 
-class DhrdPromptsOptions(Options):
+class DhrdPromptsOptions(Folds, Options):
     """Which fold over histories."""
-
-    folds: int = Field(5, ge=2)
-    fold: int = Field(0, ge=0)
-    valid_share: float = Field(0.1, gt=0, lt=1)
-    seed: int = 0
 
 
 class DhrdPrompts:
@@ -68,12 +62,6 @@ class DhrdPrompts:
                 f"{source.where(row)}: its history has {int(positives[bad[0]])} positive "
                 "candidates where one is expected"
             )
-        folds = Folds(
-            folds=options.folds,
-            fold=options.fold,
-            valid_share=options.valid_share,
-            seed=options.seed,
-        )
         firsts = np.full(count, len(owner), np.int64)
         np.minimum.at(firsts, owner, np.arange(len(owner)))
         users = numbered("h", np.arange(count), 4)
@@ -101,7 +89,7 @@ class DhrdPrompts:
                 "candidates": candidates,
                 "clicks": clicks,
                 "orders": pa.array([[]] * count, pa.list_(pa.string())),
-                "split": split_names(folds.split(np.asarray(keys, object)[firsts])),
+                "split": split_names(options.split(np.asarray(keys, object)[firsts])),
             }
         )
         return Imported(
@@ -113,7 +101,7 @@ class DhrdPrompts:
                 version="stockholm",
                 reader=self.name,
                 label_rule="click = the dish that was ordered (label 1)",
-                split_rule=folds.describe("histories"),
+                split_rule=options.describe("histories"),
                 negative_policy="one random dish per history, drawn by the set's makers",
                 group_key="impression",
                 history_cut="the ten past orders given with each history",

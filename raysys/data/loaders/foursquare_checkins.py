@@ -61,6 +61,8 @@ class FoursquareOptions(Options):
     def _days_together(self) -> "FoursquareOptions":
         if (self.valid_day is None) != (self.test_day is None):
             raise ValueError("valid_day and test_day come together")
+        if self.valid_share + self.test_share >= 1:
+            raise ValueError("valid_share and test_share leave nothing to train on")
         return self
 
 

@@ -41,6 +41,8 @@ class MappedOptions(Options):
     def _together(self) -> "MappedOptions":
         if self.fold is not None and self.folds is None:
             raise ValueError("fold needs folds")
+        if self.folds is not None and (self.fold or 0) >= self.folds:
+            raise ValueError(f"{self.folds} folds are 0 to {self.folds - 1}")
         return self
 
 

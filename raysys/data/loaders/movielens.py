@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from raysys.data.loaders.base import Imported, Options
 from raysys.data.loaders.lists import candidate_lists, numbered
@@ -36,6 +36,12 @@ class MovielensOptions(Options):
     cut: Literal["user-time", "time"] = "user-time"
     valid_share: float = Field(0.1, gt=0, lt=1)
     test_share: float = Field(0.2, gt=0, lt=1)
+
+    @model_validator(mode="after")
+    def _something_to_train(self) -> "MovielensOptions":
+        if self.valid_share + self.test_share >= 1:
+            raise ValueError("valid_share and test_share leave nothing to train on")
+        return self
 
 
 class Movielens:
