@@ -2,20 +2,29 @@
 
 import os
 import signal
+import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
+import pytest
+import ray
 import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
 from raysys.training import Session, TrainConfig, World, fit
+from raysys.training.cluster import ensure_ray
 
 
 class ToyConfig(BaseModel):
-    """`kill_*`: the worker of that rank kills itself once, before that batch of that epoch."""
+    """`kill_*`: the worker of that rank kills itself once, before that batch of that epoch.
+
+    `damage`: what it does to the newest checkpoint (in `scratch`/run) before.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -26,6 +35,7 @@ class ToyConfig(BaseModel):
     kill_rank: int | None = None
     kill_epoch: int = 1
     kill_step: int = 3
+    damage: Literal["", "truncate", "flip"] = ""
     scratch: str = ""
     step_sleep: float = 0.0
     train: TrainConfig = TrainConfig()
@@ -86,7 +96,34 @@ class ToyLoader:
         marker = Path(self.config.scratch) / "killed"
         if self.world and self.world.rank == self.config.kill_rank and not marker.exists():
             marker.write_text(str(os.getpid()))
+            if self.config.damage:
+                hurt_newest(Path(self.config.scratch) / "run", self.config.damage)
             os.kill(os.getpid(), signal.SIGKILL)
+
+
+def hurt_newest(run_dir: Path, damage: str) -> Path:
+    """Truncate the newest checkpoint's model, or flip one bit of it."""
+    path = max((run_dir / "checkpoints").glob("step-*")) / "model.safetensors"
+    raw = bytearray(path.read_bytes())
+    if damage == "truncate":
+        del raw[-7:]
+    else:
+        raw[-7] ^= 16
+    path.write_bytes(raw)
+    return path
+
+
+@contextmanager
+def toy_ray(num_cpus: int = 2) -> Iterator[None]:
+    """Ray on this machine whose workers can import this module."""
+    ray.shutdown()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("RAY_ADDRESS", raising=False)
+        patch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
+        patch.setenv("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.1")
+        ensure_ray(num_cpus)
+        yield
+        ray.shutdown()
 
 
 def toy_rows(count: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:

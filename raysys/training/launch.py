@@ -111,7 +111,7 @@ def launch(
                 # Imported only here: a run in this process needs no Ray.
                 from raysys.training.ray_train import run_on_ray
 
-                run_on_ray(train, config, settings, files, record, show_progress)
+                run_on_ray(train, config, settings, files, record, allow_code_change, show_progress)
             return Outcome(json.loads(files.done.read_bytes()), ran=True)
     except RaysysError as error:
         if fresh and not isinstance(error, InterruptedRunError) and not _has_checkpoint(files):

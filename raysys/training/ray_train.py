@@ -74,6 +74,7 @@ def run_on_ray(
     settings: TrainConfig,
     files: RunFiles,
     record: RunRecord,
+    allow_code_change: bool,
     show_progress: bool,
 ) -> None:
     """Run `train` on `settings.workers` Ray Train workers; see `raysys.training.launch`.
@@ -106,6 +107,7 @@ def run_on_ray(
             "settings": settings,
             "files": files,
             "record": record,
+            "allow_code_change": allow_code_change,
         },
         torch_config=TorchConfig(backend="cpu:gloo,cuda:nccl" if on_gpu else "gloo"),
         scaling_config=ScalingConfig(
@@ -214,12 +216,15 @@ def _worker(job: dict[str, Any]) -> None:
     record: RunRecord = job["record"]
     settings: TrainConfig = job["settings"]
     torch.set_num_threads(settings.threads_per_worker)
+    # Ray prints every report of every worker otherwise.
+    logging.getLogger("ray.train").setLevel(logging.WARNING)
     try:
         check_current(files.record, record.attempt)
-        if code_fingerprint() != record.code:
+        if code_fingerprint() != record.code and not job["allow_code_change"]:
             raise ResumeError(
                 f"the worker on {ray.util.get_node_ip_address()} has other raysys sources than "
-                "the machine that launched the run; install the same version everywhere"
+                "the run was launched with; install the same version everywhere, or allow the "
+                "change with --allow-code-change"
             )
         reporter = RayTrainReporter(files)
         run_here(job["train"], job["config"], settings, files, record, reporter)

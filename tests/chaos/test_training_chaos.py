@@ -1,0 +1,145 @@
+"""Workers die, machines go, checkpoints rot: the weights come out the same."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+import torch
+from ray.cluster_utils import Cluster
+from training_toy import ToyConfig, ToyTask, toy_ray, train_toy
+
+from raysys.errors import RaysysError
+from raysys.training import CheckpointStore, TrainConfig, launch, run_name
+
+pytestmark = [pytest.mark.chaos, pytest.mark.slow]
+
+
+def settings(**changes: Any) -> TrainConfig:
+    return TrainConfig(**{"epochs": 3, "workers": 2, "checkpoint_every_steps": 3, **changes})
+
+
+def start(folder: Path, config: ToyConfig) -> Any:
+    return launch(train_toy, config, config.train, folder, data_card_id="card", show_progress=False)
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[None]:
+    with toy_ray():
+        yield
+
+
+@pytest.fixture(scope="module")
+def undisturbed(cluster: None, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """sha256 of the weights of a run of two Ray workers that nobody hurt."""
+    outcome = start(tmp_path_factory.mktemp("calm") / "run", ToyConfig(train=settings()))
+    return outcome.result["sha256"]
+
+
+def check_equal(name: str, sha: str, undisturbed: str) -> None:
+    print(f"\n{name}: weights sha256 {sha}\nundisturbed: weights sha256 {undisturbed}")
+    assert sha == undisturbed
+
+
+@pytest.mark.parametrize(("rank", "damage"), [(1, ""), (0, "truncate"), (1, "flip")])
+def test_a_killed_worker_and_a_damaged_checkpoint(
+    tmp_path: Path, undisturbed: str, rank: int, damage: Any
+) -> None:
+    config = ToyConfig(kill_rank=rank, damage=damage, scratch=str(tmp_path), train=settings())
+    outcome = start(tmp_path / "run", config)
+    assert (tmp_path / "killed").exists()
+    check_equal(f"SIGKILL rank {rank} {damage}", outcome.result["sha256"], undisturbed)
+
+
+def test_a_damaged_record_of_rays_own(
+    tmp_path: Path, undisturbed: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = ToyConfig(kill_rank=0, scratch=str(tmp_path), train=settings(max_failures=0))
+    with pytest.raises(RaysysError, match="same command goes on from the newest checkpoint"):
+        start(tmp_path / "run", config)
+    own = tmp_path / "run" / "checkpoints" / "ray" / run_name(config, "card")
+    own.mkdir(exist_ok=True)
+    (own / "checkpoint_manager_snapshot.json").write_text('{"ray_version": "2.6')
+    outcome = start(tmp_path / "run", config)
+    assert "moved Ray's record" in caplog.text
+    check_equal("damaged snapshot", outcome.result["sha256"], undisturbed)
+
+
+SCRIPT = """
+import sys
+from pathlib import Path
+from training_toy import ToyConfig, train_toy
+from raysys.training import launch
+config = ToyConfig.model_validate_json(sys.argv[2])
+launch(train_toy, config, config.train, Path(sys.argv[1]), data_card_id="card")
+"""
+
+
+def test_a_killed_driver_and_the_same_command(tmp_path: Path, undisturbed: str) -> None:
+    config = ToyConfig(step_sleep=0.05, train=settings(log_every_steps=1))
+    folder = tmp_path / "run"
+    driver = subprocess.Popen(
+        [sys.executable, "-c", SCRIPT, str(folder), config.model_dump_json()],
+        env={**os.environ, "RAY_ADDRESS": ray.get_runtime_context().gcs_address},
+    )
+    while not any((folder / "checkpoints").glob("step-*")):
+        assert driver.poll() is None
+    driver.send_signal(signal.SIGKILL)
+    driver.wait()
+    outcome = start(folder, config)
+    check_equal("SIGKILL driver", outcome.result["sha256"], undisturbed)
+
+
+class _RemoveNode(threading.Thread):
+    """Takes a node out of the cluster once two workers have written a checkpoint."""
+
+    def __init__(self, cluster: Cluster, node: Any, run_dir: Path) -> None:
+        super().__init__(daemon=True)
+        self.cluster, self.node, self.run_dir = cluster, node, run_dir
+
+    def run(self) -> None:
+        while not any((self.run_dir / "checkpoints").glob("step-*")):
+            time.sleep(0.05)
+        self.cluster.remove_node(self.node, allow_graceful=False)
+
+
+def test_two_machines_become_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second of two nodes goes away; the run shrinks and goes on from the same batch."""
+    train = settings(workers=(1, 2), checkpoint_every_steps=2)
+    ray.shutdown()
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
+    monkeypatch.setenv("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.1")
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    try:
+        second = cluster.add_node(num_cpus=1)
+        ray.init(address=cluster.address)
+        config = ToyConfig(dropout=0, step_sleep=0.2, train=train)
+        watcher = _RemoveNode(cluster, second, tmp_path / "run")
+        watcher.start()
+        outcome = start(tmp_path / "run", config)
+        watcher.join()
+    finally:
+        ray.shutdown()
+        cluster.shutdown()
+    assert outcome.result["world"] == 1
+    calm = ToyConfig(dropout=0, train=settings(workers=0))
+    start(tmp_path / "calm", calm)
+    weights = []
+    for name in ("run", "calm"):
+        newest = CheckpointStore(tmp_path / name / "checkpoints").latest()
+        assert newest is not None
+        assert newest.state["step"] == 24
+        task = ToyTask(calm)
+        task.model.load_state_dict(newest.tensors("model"))
+        weights.append(torch.nn.utils.parameters_to_vector(task.model.parameters()))
+    difference = float((weights[0] - weights[1]).abs().max())
+    print(f"\nelastic 2 → 1 against one worker undisturbed: largest difference {difference:.2g}")
+    assert difference <= 1e-5
