@@ -18,7 +18,8 @@ from cluster.auth import headers
 from cluster.package import Package
 from raysys.errors import ConfigError, RaysysError
 
-# A job that failed or was stopped may be tried again, each time under the next name.
+# A job that failed or was stopped may be tried again, each time under the next name, since Ray
+# takes a name once only.
 MAX_ATTEMPTS = 100
 POLL_S = 0.5
 
@@ -63,8 +64,11 @@ class Jobs:
         self._check()
         self._client = self._call(JobSubmissionClient, self.address, headers=headers())
 
-    def submit(self, verb: Sequence[str], package: Package) -> Submission:
+    def submit(self, verb: Sequence[str], package: Package, *, again: bool = False) -> Submission:
         """Run `raysys VERB...` in a copy of the package, or attach to the job that does.
+
+        The id covers the command and the package, not what lies at absolute paths. `again` runs
+        a job anew that has succeeded, say on data that were made anew.
 
         Raises:
             ConfigError: the verb's output would be lost with the copy.
@@ -72,6 +76,7 @@ class Jobs:
         """
         check_output(verb)
         base = job_id(verb, package.digest())
+        over = {JobStatus.FAILED, JobStatus.STOPPED} | ({JobStatus.SUCCEEDED} if again else set())
         for attempt in range(1, MAX_ATTEMPTS + 1):
             name = base if attempt == 1 else f"{base}-{attempt}"
             known = self.find(name)
@@ -79,9 +84,9 @@ class Jobs:
                 if self._start(name, verb, package):
                     return Submission(name, attached=False)
                 return Submission(name, attached=True)
-            if known.status not in (JobStatus.FAILED, JobStatus.STOPPED):
+            if known.status not in over:
                 return Submission(name, attached=True)
-        raise RaysysError(f"{base} has failed {MAX_ATTEMPTS} times; look at its logs first")
+        raise RaysysError(f"{base} has run {MAX_ATTEMPTS} times; look at its logs first")
 
     def find(self, name: str) -> JobDetails | None:
         """What Ray knows of a job; None if nothing."""

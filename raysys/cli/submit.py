@@ -23,6 +23,9 @@ def submit(
         Path, typer.Option(help="Copied to the cluster, where the verb runs in it; 100 MiB.")
     ] = Path(),
     wait: Annotated[bool, typer.Option(help="Follow the job to its end.")] = True,
+    again: Annotated[
+        bool, typer.Option("--again", help="Run anew although the same job has succeeded before.")
+    ] = False,
     pending_timeout: Annotated[
         float, typer.Option(min=1, help="Seconds that the job may wait to be started.")
     ] = 300.0,
@@ -41,7 +44,7 @@ def submit(
 
     screen = Console(stderr=True, highlight=False)
     jobs = Jobs(address)
-    job = jobs.submit(verb, files)
+    job = jobs.submit(verb, files, again=again)
     did = "attached to" if job.attached else "submitted"
     screen.print(f"{did} {job.id} ({len(files.files):,} files, {files.bytes / 2**20:.1f} MiB)")
     result: dict[str, object] = dict(submission_id=job.id, attached=job.attached)
