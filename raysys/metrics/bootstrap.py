@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from raysys.errors import MetricError
 from raysys.metrics.blocks import Floats, Ints, sums
-from raysys.metrics.pointwise import Tally
+from raysys.metrics.pointwise import BINS
 from raysys.metrics.routing import Hashes
 
 Weights = NDArray[np.uint8]
@@ -80,22 +80,22 @@ def user_weights(users: Hashes, seed: int, replicates: int = REPLICATES, first: 
 
 
 def ratio_interval(drawn: BootstrapSums) -> Interval:
-    """Interval of Σ column 0 / Σ column 1, averaged over the pairs of columns (one pair a fold).
-
-    Raises MetricError if a replicate drew no mass at all.
-    """
+    """Interval of Σ column 0 / Σ column 1; MetricError if a replicate drew no mass at all."""
     point, replicates = drawn.point, drawn.replicates
-    if not (replicates[:, 1::2] > 0).all():
-        raise MetricError("a bootstrap replicate drew no usable user; the split has too few users")
-    ratios = (replicates[:, 0::2] / replicates[:, 1::2]).mean(axis=1)
-    return interval_of(float((point[0::2] / point[1::2]).mean()), ratios)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratios = replicates[:, 0] / replicates[:, 1]
+    return interval_of(float(point[0] / point[1]), ratios)
 
 
 def interval_of(delta: float, drawn: Floats) -> Interval:
     """delta: the estimate; drawn: [R] its replicates. Percentile interval at 95 %.
 
-    p = min(1, 2·(1 + min(#Δ≤0, #Δ≥0)) / (R+1)).
+    p = min(1, 2·(1 + min(#Δ≤0, #Δ≥0)) / (R+1)). Raises MetricError if a replicate is undefined:
+    it drew no usable user, or one label only.
     """
+    if not np.isfinite(drawn).all():
+        bad = int((~np.isfinite(drawn)).sum())
+        raise MetricError(f"{bad} bootstrap replicates are undefined; the split has too few users")
     low, high = np.quantile(drawn, (0.025, 0.975))
     tail = min(int((drawn <= 0).sum()), int((drawn >= 0).sum()))
     return Interval(delta, float(low), float(high), min(1.0, 2.0 * (1 + tail) / (drawn.size + 1)))
@@ -159,51 +159,48 @@ class WeightedAuc:
 
 
 @dataclass(frozen=True)
-class WeightedTally:
-    """Any pooled statistic as a function of user weights; the rows are sorted once.
+class WeightedEce:
+    """Equal-mass calibration error as a function of user weights; the rows are sorted once.
 
-    Built from value [N], label [N] and user [N] codes in [0, U).
+    Built from p [N], label [N] and user [N] codes in [0, U). The bins follow the weighted mass.
     """
 
-    statistic: Callable[[Tally], float]
-    value: Floats
-    negative_user: Ints
-    negative_at: Ints
-    positive_user: Ints
-    positive_at: Ints
+    user: Ints
+    excess: Floats
+    last: Ints
 
     @classmethod
-    def of(
-        cls, statistic: Callable[[Tally], float], value: Floats, label: Ints, user: Ints
-    ) -> "WeightedTally":
-        distinct, at = np.unique(value, return_inverse=True)
-        negative, positive = np.flatnonzero(label == 0), np.flatnonzero(label == 1)
-        return cls(statistic, distinct, user[negative], at[negative], user[positive], at[positive])
+    def of(cls, p: Floats, label: Ints, user: Ints) -> "WeightedEce":
+        order = np.argsort(p)
+        ranked = p[order]
+        last = np.flatnonzero(np.append(ranked[1:] != ranked[:-1], True))
+        return cls(user[order], ranked - label[order], last)
 
     def __call__(self, weights: Weights) -> float:
-        """weights: [U] -> the statistic with each row counted as often as its user; or NaN."""
-        size = self.value.size
-        negative = sums(self.negative_at, weights.take(self.negative_user), size)
-        positive = sums(self.positive_at, weights.take(self.positive_user), size)
-        if not negative.any() or not positive.any():
-            return float("nan")
-        return self.statistic(Tally(self.value, negative, positive))
+        """weights: [U] -> the error with each row counted as often as its user; NaN if empty."""
+        weight = weights.take(self.user)
+        mass = np.cumsum(weight, dtype=np.int64)[self.last]
+        edges = np.arange(1, BINS) * (mass[-1] / BINS)
+        first = np.searchsorted(mass, edges)
+        # A block belongs where its middle lies: one that straddles the edge may stay below it.
+        below = np.where(first > 0, mass[first - 1], 0)
+        first = first + (0.5 * (below + mass[first]) < edges)
+        starts = np.unique(np.append(0, self.last[first[first > 0] - 1] + 1))
+        gaps = np.add.reduceat(weight * self.excess, starts[starts < weight.size])
+        return float(np.abs(gaps).sum() / mass[-1]) if mass[-1] else float("nan")
 
 
-Weighted = Callable[[Weights], float]
-
-
-def paired_pooled_bootstrap(
+def paired_resampled(
     users: Hashes,
-    a: Sequence[Weighted],
-    b: Sequence[Weighted],
+    a: Sequence[WeightedAuc | WeightedEce],
+    b: Sequence[WeightedAuc | WeightedEce],
     seed: int = 0,
     replicates: int = REPLICATES,
 ) -> Interval:
-    """Δ of a statistic that is no sum over users, recomputed in every replicate.
+    """Δ of a statistic that no sums over users give, recomputed in every replicate.
 
-    users: [U]; a, b: `WeightedAuc` or `WeightedTally` per seed, averaged over seeds. Raises
-    MetricError if a replicate draws only one label.
+    users: [U]; a, b: one statistic per seed and fold, averaged. Raises MetricError if a replicate
+    leaves it undefined.
     """
 
     def delta(weights: Weights) -> float:
@@ -214,9 +211,31 @@ def paired_pooled_bootstrap(
         count = min(_REPLICATES_AT_ONCE, replicates - first)
         block = np.ascontiguousarray(user_weights(users, seed, count, first).T)
         drawn[first : first + count] = [delta(weights) for weights in block]
-    if np.isnan(drawn).any():
-        raise MetricError("a bootstrap replicate drew only one label; the split has too few users")
     return interval_of(delta(np.ones(users.size, dtype=np.uint8)), drawn)
+
+
+def paired_sums(
+    users: Hashes,
+    a: Sequence[Floats],
+    b: Sequence[Floats],
+    finish: Callable[[Floats], Floats],
+    seed: int = 0,
+    replicates: int = REPLICATES,
+) -> Interval:
+    """Δ of a statistic of sums over users.
+
+    users: [U]; a, b: [U, C] sums per seed and fold, whose statistics `finish` are averaged.
+    Raises MetricError if a replicate leaves it undefined.
+    """
+    drawn = bootstrap_sums(users, np.concatenate((*a, *b), axis=1), seed, replicates)
+
+    def delta(sums: Floats) -> Floats:
+        values = [finish(part) for part in np.split(sums, len(a) + len(b), axis=-1)]
+        difference: Floats = np.mean(values[: len(a)], axis=0) - np.mean(values[len(a) :], axis=0)
+        return difference
+
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return interval_of(float(delta(drawn.point)), delta(drawn.replicates))
 
 
 def _weight_chunks(users: Hashes, seed: int, replicates: int) -> Iterator[tuple[int, Weights]]:

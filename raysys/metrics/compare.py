@@ -4,7 +4,7 @@ A system is a run folder with `scores/SPLIT.parquet`, or a folder of such runs n
 Either may hold `fold-K` folders in turn; folds are averaged within a seed.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -18,16 +18,15 @@ from raysys.metrics.blocks import Floats, Ints
 from raysys.metrics.bootstrap import (
     REPLICATES,
     Interval,
-    Weighted,
     WeightedAuc,
-    WeightedTally,
-    bootstrap_sums,
-    paired_pooled_bootstrap,
-    ratio_interval,
+    WeightedEce,
+    paired_resampled,
+    paired_sums,
     sums_by_user,
 )
 from raysys.metrics.evaluate import MetricValue, evaluate, per_group, pooled_columns
 from raysys.metrics.names import GroupedMetric, Metric, PooledMetric, parse
+from raysys.metrics.pointwise import Additive
 from raysys.metrics.routing import Hashes, hash_ids
 from raysys.metrics.scored import Ids, ScoredRows
 from raysys.metrics.seeds import (
@@ -252,10 +251,7 @@ def _compare(a: System, b: System, metric: Metric, seed: int, replicates: int) -
     values_a, values_b = _values(a, metric), _values(b, metric)
     by_a, by_b = _by_seed(values_a), _by_seed(values_b)
     over_seeds = paired_t(by_a, by_b) if len(by_a) > 1 else None
-    if isinstance(metric, GroupedMetric):
-        over_users = _grouped_users(a, b, metric, seed, replicates)
-    else:
-        over_users = _pooled_users(a, b, metric, seed, replicates)
+    over_users = _over_users(a, b, metric, seed, replicates)
     summary_a, summary_b = summary(by_a), summary(by_b)
     first = next(iter(values_a.values()))
     return ComparedMetric(
@@ -294,52 +290,62 @@ def _users(system: System) -> tuple[Hashes, dict[str, Ints]]:
     return every, {fold: np.searchsorted(every, users) for fold, users in hashes.items()}
 
 
-def _grouped_users(
-    a: System, b: System, metric: GroupedMetric, seed: int, replicates: int
-) -> Interval:
+def _over_users(a: System, b: System, metric: Metric, seed: int, replicates: int) -> Interval:
     users, place = _users(a)
-    columns: list[Floats] = []
-    for fold, at in place.items():
-        groups = per_group(next(iter(a.rows.values()))[fold], metric)
-        used = ~np.isnan(groups.value)
-        difference = _seed_mean(a, fold, metric) - _seed_mean(b, fold, metric)
-        weight = groups.weight[used]
-        columns.append(
-            sums_by_user(at[groups.user[used]], users.size, weight * difference[used], weight)
-        )
-    sums = bootstrap_sums(users, np.concatenate(columns, axis=1), seed, replicates)
-    return ratio_interval(sums)
-
-
-def _seed_mean(system: System, fold: str, metric: GroupedMetric) -> Floats:
-    """[G] the metric of each group, averaged over seeds."""
-    mean: Floats = np.mean(
-        [per_group(folds[fold], metric).value for folds in system.rows.values()], axis=0
+    if isinstance(metric, GroupedMetric):
+        sums_a, sums_b = (_group_sums(s, metric, place, users.size) for s in (a, b))
+        return paired_sums(users, sums_a, sums_b, _mean, seed, replicates)
+    if isinstance(metric.statistic, Additive):
+        sums_a, sums_b = (_row_sums(s, metric, metric.statistic, place, users.size) for s in (a, b))
+        return paired_sums(users, sums_a, sums_b, metric.statistic.finish, seed, replicates)
+    kind = WeightedAuc if metric.statistic is pointwise.auc else WeightedEce
+    return paired_resampled(
+        users,
+        [kind.of(*columns) for columns in _pooled(a, metric, place)],
+        [kind.of(*columns) for columns in _pooled(b, metric, place)],
+        seed,
+        replicates,
     )
-    return mean
 
 
-def _pooled_users(
-    a: System, b: System, metric: PooledMetric, seed: int, replicates: int
-) -> Interval:
-    users, place = _users(a)
-
-    def weighted(system: System) -> list[Weighted]:
-        return [
-            _weighted(rows, metric, place[fold])
-            for folds in system.rows.values()
-            for fold, rows in folds.items()
-        ]
-
-    return paired_pooled_bootstrap(users, weighted(a), weighted(b), seed, replicates)
+def _mean(sums: Floats) -> Floats:
+    return sums[..., 0] / sums[..., 1]
 
 
-def _weighted(rows: ScoredRows, metric: PooledMetric, place: Ints) -> Weighted:
-    prediction, label, where = pooled_columns(rows, metric)
-    user = place[rows.user.codes[where]]
-    if metric.statistic is pointwise.auc:
-        return WeightedAuc.of(prediction, label, user)
-    return WeightedTally.of(metric.statistic, prediction, label, user)
+def _group_sums(
+    system: System, metric: GroupedMetric, place: Mapping[str, Ints], n_users: int
+) -> list[Floats]:
+    """[U, 2] per seed and fold: Σ weight × value and Σ weight of each user's used groups."""
+    found = []
+    for folds in system.rows.values():
+        for fold, rows in folds.items():
+            groups = per_group(rows, metric)
+            used = ~np.isnan(groups.value)
+            user, weight = place[fold][groups.user[used]], groups.weight[used]
+            found.append(sums_by_user(user, n_users, weight * groups.value[used], weight))
+    return found
+
+
+def _row_sums(
+    system: System,
+    metric: PooledMetric,
+    statistic: Additive,
+    place: Mapping[str, Ints],
+    n_users: int,
+) -> list[Floats]:
+    """[U, C] per seed and fold."""
+    pooled = _pooled(system, metric, place)
+    return [statistic.by_user(*columns, n_users) for columns in pooled]
+
+
+def _pooled(
+    system: System, metric: PooledMetric, place: Mapping[str, Ints]
+) -> Iterator[tuple[Floats, Ints, Ints]]:
+    """(prediction [M], label [M], user code [M]) per seed and fold."""
+    for folds in system.rows.values():
+        for fold, rows in folds.items():
+            prediction, label, where = pooled_columns(rows, metric)
+            yield prediction, label, place[fold][rows.user.codes[where]]
 
 
 def _verdict(

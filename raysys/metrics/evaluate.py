@@ -9,7 +9,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from raysys.errors import MetricError
-from raysys.metrics.blocks import Floats, Ints, TieBlocks, tie_blocks
+from raysys.metrics.blocks import Floats, Ints
 from raysys.metrics.names import GroupedMetric, PooledMetric, parse
 from raysys.metrics.pointwise import Tally
 from raysys.metrics.scored import ScoredRows
@@ -130,25 +130,26 @@ class PerGroup:
     value: Floats
     weight: Floats
     user: Ints
-    blocks: TieBlocks
 
 
 def per_group(rows: ScoredRows, metric: GroupedMetric) -> PerGroup:
     """The metric of every group of `rows`, in the order of `rows.ids(metric.key).values`."""
-    return _per_group(rows, metric, _blocks(rows, metric))
+    blocks = rows.blocks(metric.key)
+    ids = rows.ids(metric.key)
+    user = np.zeros(len(ids.values), dtype=np.int64)
+    user[ids.codes] = rows.user.codes
+    weight = blocks.group_rows.astype(np.float64) if metric.by_rows else np.ones(user.size)
+    return PerGroup(metric.per_group(blocks), weight, user)
 
 
 def partial_metrics(rows: ScoredRows, names: Iterable[str]) -> dict[str, PartialMetric]:
     """Mergeable parts of the named metrics. Grouped ones need each group whole in one shard."""
-    blocks: dict[str, TieBlocks] = {}
     tallies: dict[tuple[str, str, bool], Tally] = {}
     parts: dict[str, PartialMetric] = {}
     for name in names:
         metric = parse(name)
         if isinstance(metric, GroupedMetric):
-            if metric.key not in blocks:
-                blocks[metric.key] = _blocks(rows, metric)
-            parts[name] = _grouped(rows, metric, blocks[metric.key])
+            parts[name] = _grouped(rows, metric)
         else:
             source = (metric.column, metric.label, metric.clicked_only)
             if source not in tallies:
@@ -201,22 +202,10 @@ def _probability(rows: ScoredRows, name: str, column: Literal["p_click", "p_orde
     return values
 
 
-def _blocks(rows: ScoredRows, metric: GroupedMetric) -> TieBlocks:
-    ids = rows.ids(metric.key)
-    return tie_blocks(rows.score, rows.click, ids.codes, len(ids.values))
-
-
-def _per_group(rows: ScoredRows, metric: GroupedMetric, blocks: TieBlocks) -> PerGroup:
-    ids = rows.ids(metric.key)
-    user = np.zeros(len(ids.values), dtype=np.int64)
-    user[ids.codes] = rows.user.codes
-    weight = blocks.group_rows.astype(np.float64) if metric.by_rows else np.ones(user.size)
-    return PerGroup(metric.per_group(blocks), weight, user, blocks)
-
-
-def _grouped(rows: ScoredRows, metric: GroupedMetric, blocks: TieBlocks) -> GroupedPartial:
-    groups = _per_group(rows, metric, blocks)
+def _grouped(rows: ScoredRows, metric: GroupedMetric) -> GroupedPartial:
+    groups = per_group(rows, metric)
     used = ~np.isnan(groups.value)
+    blocks = rows.blocks(metric.key)
     n_rows, n_positive = blocks.group_rows, blocks.group_positives
     full = (n_positive == n_rows) & (n_rows > 0)
     empty = int((n_rows == 0).sum()) + rows.empty.get(metric.key, 0)

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from numpy.typing import ArrayLike, NDArray
 
 from raysys.errors import MetricError
-from raysys.metrics.blocks import Floats, Ints, binary
+from raysys.metrics.blocks import Floats, Ints, TieBlocks, binary, tie_blocks
 
 SCHEMA = pa.schema(
     [
@@ -88,6 +88,9 @@ class ScoredRows:
     split: str = ""
     model_id: str = ""
     empty: Mapping[str, int] = field(default_factory=dict)
+    _blocks: dict[str, TieBlocks] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
     @classmethod
     def of(
@@ -169,6 +172,13 @@ class ScoredRows:
     def ids(self, key: Literal["impression", "user"]) -> Ids:
         """The group ids of this key."""
         return self.impression if key == "impression" else self.user
+
+    def blocks(self, key: Literal["impression", "user"]) -> TieBlocks:
+        """Tie blocks of score and click by this key; sorted at the first call, then kept."""
+        if key not in self._blocks:
+            ids = self.ids(key)
+            self._blocks[key] = tie_blocks(self.score, self.click, ids.codes, len(ids.values))
+        return self._blocks[key]
 
     def take(self, rows: NDArray[Any]) -> "ScoredRows":
         """A subset or another order of rows. rows: indices or a mask; `empty` is not carried."""

@@ -7,11 +7,11 @@ from raysys.errors import MetricError
 from raysys.metrics import pointwise
 from raysys.metrics.bootstrap import (
     WeightedAuc,
-    WeightedTally,
+    WeightedEce,
     bootstrap_sums,
     interval_of,
     paired_bootstrap,
-    paired_pooled_bootstrap,
+    paired_resampled,
     ratio_interval,
     user_weights,
 )
@@ -80,34 +80,41 @@ def test_no_difference_has_large_p_and_a_big_one_small() -> None:
     assert paired_bootstrap(users(300), noise + 1, np.ones(300)).p == pytest.approx(2 / 2001)
 
 
-def sample(seed: int, n: int = 400, n_users: int = 25):
+def sample(seed: int, n: int = 400, n_users: int = 25, levels: int = 20):
     rng = np.random.default_rng(seed)
-    p = rng.integers(1, 20, n) / 20
+    p = rng.integers(1, levels, n) / levels
     return p, (rng.random(n) < p).astype(np.int64), rng.integers(0, n_users, n)
 
 
-@pytest.mark.parametrize("statistic", [pointwise.auc, pointwise.ece, pointwise.ne])
-def test_weighted_statistics_equal_repeated_rows(statistic) -> None:
-    p, y, user = sample(9)
-    weights = user_weights(users(25), seed=0, replicates=8)
-    weighted = [WeightedTally.of(statistic, p, y, user)]
-    if statistic is pointwise.auc:
-        weighted.append(WeightedAuc.of(p, y, user))
-    for w in weights.T:
+@pytest.mark.parametrize("levels", [20, 10**6])
+@pytest.mark.parametrize(
+    ("kind", "statistic"), [(WeightedAuc, pointwise.auc), (WeightedEce, pointwise.ece)]
+)
+def test_weighted_statistics_equal_repeated_rows(kind, statistic, levels: int) -> None:
+    p, y, user = sample(9, levels=levels)
+    weighted = kind.of(p, y, user)
+    for w in user_weights(users(25), seed=0, replicates=40).T.copy():
         repeated = Tally.of(np.repeat(p, w[user]), np.repeat(y, w[user]))
-        for function in weighted:
-            assert function(np.ascontiguousarray(w)) == pytest.approx(
-                statistic(repeated), abs=1e-12
-            )
+        assert weighted(w) == pytest.approx(statistic(repeated), abs=1e-12)
+
+
+@pytest.mark.parametrize("name", ["logloss", "ne", "calib_ratio", "ece_width"])
+def test_additive_statistics_equal_repeated_rows(name: str) -> None:
+    p, y, user = sample(9)
+    statistic = getattr(pointwise, name)
+    sums = statistic.by_user(p, y, user, 25)
+    for w in user_weights(users(25), seed=0, replicates=8).T:
+        repeated = Tally.of(np.repeat(p, w[user]), np.repeat(y, w[user]))
+        assert statistic.finish(w @ sums) == pytest.approx(statistic(repeated), abs=1e-12)
 
 
 def test_pooled_bootstrap_is_paired_and_finds_the_better_ranker() -> None:
     _, y, user = sample(10, n=4000, n_users=200)
     noise = np.random.default_rng(11).normal(size=y.size)
     good, poor = (WeightedAuc.of(y * s + noise, y, user) for s in (1.0, 0.8))
-    same = paired_pooled_bootstrap(users(200), [good], [good], replicates=100)
+    same = paired_resampled(users(200), [good], [good], replicates=100)
     assert (same.delta, same.low, same.high, same.p) == (0.0, 0.0, 0.0, 1.0)
-    found = paired_pooled_bootstrap(users(200), [good], [poor], replicates=130)
+    found = paired_resampled(users(200), [good], [poor], replicates=130)
     assert 0 < found.low < found.delta < found.high
 
 
@@ -116,4 +123,4 @@ def test_too_few_users_is_an_error() -> None:
         paired_bootstrap(users(2), np.ones(2), np.ones(2))
     statistic = WeightedAuc.of(np.array([0.1, 0.2]), np.array([0, 1]), np.array([0, 1]))
     with pytest.raises(MetricError, match="too few users"):
-        paired_pooled_bootstrap(users(2), [statistic], [statistic])
+        paired_resampled(users(2), [statistic], [statistic])
