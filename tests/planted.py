@@ -11,8 +11,7 @@ import numpy as np
 from sklearn.ensemble import HistGradientBoostingClassifier
 
 from raysys.data.dataset import Dataset
-from raysys.data.world.scene import CONTEXT_COUNT, context_parts
-from raysys.data.world.show import (
+from raysys.data.world.reading import (
     History,
     Rows,
     history_ends,
@@ -20,6 +19,7 @@ from raysys.data.world.show import (
     read_history,
     read_rows,
 )
+from raysys.data.world.scene import CONTEXT_COUNT, context_parts
 from raysys.data.world.truth import read_truth
 
 

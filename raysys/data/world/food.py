@@ -63,7 +63,8 @@ class Prototypes:
             * self.quality[:, None, :, None]
             * self.delivery[:, None, None, :]
         )
-        return np.log(joint.reshape(len(self.price), -1))
+        law: np.ndarray = np.log(joint.reshape(len(self.price), -1))
+        return law
 
 
 def make_prototypes(config: WorldConfig) -> Prototypes:
@@ -137,9 +138,13 @@ class FoodShard:
 
     def prototype(self, episodes: Episodes) -> np.ndarray:
         """[N] prototype in force: m(c), or one per user where the context law is off."""
-        if self.city.config.effects.context:
-            return self.city.scene.prototype[episodes.context]
-        return self.own_prototype[episodes.user]
+        shared = self.city.config.effects.context
+        chosen: np.ndarray = (
+            self.city.scene.prototype[episodes.context]
+            if shared
+            else self.own_prototype[episodes.user]
+        )
+        return chosen
 
     def slate(
         self, rng: np.random.Generator, episodes: Episodes, memory: Memory, count: int

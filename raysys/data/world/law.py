@@ -5,7 +5,8 @@ import numpy as np
 
 def sigmoid(x: np.ndarray) -> np.ndarray:
     """1 / (1 + e^-x)."""
-    return 1.0 / (1.0 + np.exp(-x))
+    p: np.ndarray = 1.0 / (1.0 + np.exp(-x))
+    return p
 
 
 def repeat_strength(count: np.ndarray) -> np.ndarray:
@@ -15,7 +16,8 @@ def repeat_strength(count: np.ndarray) -> np.ndarray:
 
 def price_fit(liked: np.ndarray, band: np.ndarray) -> np.ndarray:
     """0 at the liked price band, −1/2 per band away from it."""
-    return -0.5 * np.abs(liked - band)
+    fit: np.ndarray = -0.5 * np.abs(liked - band)
+    return fit
 
 
 def latin_square(rng: np.random.Generator, size: int) -> np.ndarray:

@@ -1,5 +1,11 @@
 """Words of the food city: cuisines, dishes, brands and the wordings of every scene value."""
 
+
+def words_of(text: str) -> tuple[str, ...]:
+    """The words of a list written as a line of text."""
+    return tuple(text.split())
+
+
 FAMILIES: dict[str, dict[str, str]] = {
     "east asian": {
         "cantonese": "dumplings wontons congee-bowl char-siu steamed-buns lo-mein clay-pot-rice",
@@ -75,29 +81,29 @@ THEME_PULL: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
     "pastry": ((1.0, -0.5, 1.0, -0.7, -0.5), (0.1, 0.2, -0.3, 0.2)),
     "crispy": ((-0.7, 0.2, 0.0, 0.1, 1.0), (-0.1, 0.6, -0.3, 0.1)),
 }
-INGREDIENTS: tuple[str, ...] = tuple(
+INGREDIENTS: tuple[str, ...] = words_of(
     "ginger garlic chicken beef pork lamb duck prawn crab salmon tuna mushroom spinach pumpkin "
     "potato lentil chickpea bean corn tomato pepper aubergine courgette cabbage onion leek carrot "
     "coconut peanut sesame almond walnut lemon lime orange mango apple berry banana honey maple "
-    "mint basil coriander dill rosemary cheese egg tofu rice".split()
+    "mint basil coriander dill rosemary cheese egg tofu rice"
 )
-BRAND_FIRST: tuple[str, ...] = tuple(
+BRAND_FIRST: tuple[str, ...] = words_of(
     "Golden Silver Copper Amber Jade Scarlet Indigo Maple Willow Cedar Juniper Clover Sunny Misty "
     "Windy Harbour River Lantern Market Corner Station Garden Orchard Meadow Hilltop Valley Castle "
     "Bridge Little Grand Old New Happy Quiet Lucky Royal Humble Wandering Seven Three Morning "
-    "Midnight Northern Southern Eastern Western Velvet Stone".split()
+    "Midnight Northern Southern Eastern Western Velvet Stone"
 )
-BRAND_SECOND: tuple[str, ...] = tuple(
+BRAND_SECOND: tuple[str, ...] = words_of(
     "Spoon Fork Ladle Kettle Table Kitchen Pantry Oven Hearth Bowl Plate Basket Pepper Saffron "
     "Thyme Fox Heron Sparrow Otter Badger Crane Tiger Panda Whale Lotus Magnolia Olive Fig Tavern "
-    "Canteen House Room Yard Pavilion Cellar Counter".split()
+    "Canteen House Room Yard Pavilion Cellar Counter"
 )
 PRICE_WORDS: tuple[str, ...] = ("thrifty", "fair-priced", "mid-range", "upmarket", "lavish")
 QUALITY_WORDS: tuple[str, ...] = ("plain", "decent", "well-loved", "outstanding")
 DELIVERY_WORDS: tuple[str, ...] = ("within the hour", "in forty minutes", "in half an hour", "fast")
-MOODS: tuple[str, ...] = tuple(
+MOODS: tuple[str, ...] = words_of(
     "cosy lively calm bright rustic modern family-run bustling tucked-away relaxed candle-lit "
-    "no-fuss tidy cheerful old-school airy".split()
+    "no-fuss tidy cheerful old-school airy"
 )
 QUERY_FORMS: tuple[str, ...] = ("{}", "{} near me", "good {}", "{} delivery", "best {} tonight")
 

@@ -13,8 +13,8 @@ from raysys.data.manifest import DataCard, Manifest, canonical_json
 from raysys.data.mapping import Mapper
 from raysys.data.world.config import WorldConfig
 from raysys.data.world.food import FoodCity
+from raysys.data.world.law import sigmoid, solve_offset
 from raysys.data.world.lexicon import CUISINES
-from raysys.data.world.law import solve_offset
 from raysys.data.world.news import Newspaper
 from raysys.data.world.people import users_table
 from raysys.data.world.scene import CONTEXT_COUNT, FEATURES, context_array, contexts_table
@@ -79,8 +79,7 @@ def solve_offsets(config: WorldConfig, mapper: Mapper) -> Offsets:
     b0 = solve_offset(click, weights.click_rate)
     if config.kind == "news":
         return Offsets(b0, 0.0)
-    p_click = 1 / (1 + np.exp(b0 - click))
-    return Offsets(b0, solve_offset(order, config.food.order_rate, p_click))
+    return Offsets(b0, solve_offset(order, config.food.order_rate, sigmoid(click - b0)))
 
 
 def write_shard(task: ShardTask) -> dict[str, int]:

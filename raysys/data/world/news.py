@@ -83,7 +83,8 @@ class NewsShard:
 
     def prototype(self, episodes: Episodes) -> np.ndarray:
         """[N] prototype of the scene; reading does not depend on it."""
-        return self.paper.scene.prototype[episodes.context]
+        chosen: np.ndarray = self.paper.scene.prototype[episodes.context]
+        return chosen
 
     def slate(
         self, rng: np.random.Generator, episodes: Episodes, memory: Memory, count: int

@@ -1,5 +1,7 @@
 """Words of the newspaper: topics with paired wordings, angles, and invented names."""
 
+from raysys.data.world.lexicon import words_of
+
 # section -> topic -> pairs "title word:abstract word" that say the same in other words
 SECTIONS: dict[str, dict[str, str]] = {
     "sport": {
@@ -23,15 +25,15 @@ SECTIONS: dict[str, dict[str, str]] = {
         "courts": "trial:hearing judge:magistrate appeal:review verdict:ruling witness:testimony",
     },
     "science": {
-        "space": "rocket:launcher orbit:trajectory probe:spacecraft moon:lunar telescope:observatory",
+        "space": "rocket:launcher orbit:path probe:spacecraft moon:lunar telescope:observatory",
         "medicine": "vaccine:jab virus:pathogen surgery:operation patient:sufferer drug:treatment",
-        "climate": "flood:inundation drought:dryness emission:exhaust glacier:ice-sheet heat:warmth",
+        "climate": "flood:inundation drought:dryness smog:exhaust glacier:ice-sheet heat:warmth",
         "biology": "gene:dna species:breed fossil:remains whale:cetacean forest:woodland",
     },
     "technology": {
         "phones": "handset:device screen:display camera:lens battery:cell launch:unveiling",
         "software": "update:patch bug:flaw code:program browser:client release:version",
-        "robots": "robot:automaton factory:assembly-line arm:gripper sensor:detector drone:aircraft",
+        "robots": "robot:automaton factory:assembly-line arm:gripper sensor:probe drone:aircraft",
         "security": "hack:breach password:credential leak:disclosure malware:ransomware "
         "firewall:defence",
     },
@@ -73,7 +75,7 @@ ANGLES: dict[str, str] = {
     "conflict": "dispute row accuse anger rival protest",
     "guide": "tips how-to checklist advice step-by-step explained",
 }
-ANGLE_WORDS: tuple[tuple[str, ...], ...] = tuple(tuple(words.split()) for words in ANGLES.values())
+ANGLE_WORDS: tuple[tuple[str, ...], ...] = tuple(words_of(text) for text in ANGLES.values())
 TITLE_FORMS: tuple[str, ...] = (
     "{e0}: {w0} and {w1} in focus",
     "{w0} after {w1}: what {e0} says",
@@ -85,15 +87,15 @@ ABSTRACT_FORMS: tuple[str, ...] = (
     "A {w0}, then a {w1}: {e1} looks at {a0} and {a1}, with {a2}.",
     "{e1} follows the {w0}; the {w1} brings {a0}, {a1}, {a2}.",
 )
-FIRST_NAMES: tuple[str, ...] = tuple(
+FIRST_NAMES: tuple[str, ...] = words_of(
     "Mara Tilo Ines Jarek Odile Bruno Sanna Pavel Greta Ivo Leila Tomas Runa Felix Nadia Oskar "
-    "Petra Quim Rosa Stellan Ute Viggo Wanda Yara".split()
+    "Petra Quim Rosa Stellan Ute Viggo Wanda Yara"
 )
-NAME_HEADS: tuple[str, ...] = tuple(
-    "Vel Tor Bran Kess Mor Lind Har Osk Quar Ren Sol Tal Ulm Var Wes Yor Zan Dor Fal Gim".split()
+NAME_HEADS: tuple[str, ...] = words_of(
+    "Vel Tor Bran Kess Mor Lind Har Osk Quar Ren Sol Tal Ulm Var Wes Yor Zan Dor Fal Gim"
 )
-NAME_TAILS: tuple[str, ...] = tuple(
-    "ten vik dahl rin mark sen burg ova ik ström ley der mond eck ani".split()
+NAME_TAILS: tuple[str, ...] = words_of(
+    "ten vik dahl rin mark sen burg ova ik ström ley der mond eck ani"
 )
 ORG_FORMS: tuple[str, ...] = ("{} Group", "{} Institute", "{} United", "Bank of {}", "{} Works")
 PLACE_FORMS: tuple[str, ...] = ("Port {}", "{}haven", "Lake {}", "{} Valley", "North {}")

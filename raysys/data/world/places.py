@@ -67,7 +67,8 @@ class Catalogue:
     @property
     def field(self) -> np.ndarray:
         """Joint code of price, quality and delivery, 80 in all."""
-        return self.price * 16 + self.quality * 4 + self.delivery
+        code: np.ndarray = self.price * 16 + self.quality * 4 + self.delivery
+        return code
 
     @property
     def family(self) -> np.ndarray:
@@ -81,13 +82,14 @@ class Catalogue:
 
 
 def _theme_words(menu_theme: np.ndarray) -> np.ndarray:
-    """[20, I] standardised fit of menus [I, dishes] (−1 = no theme word) to mealtime and weather."""
+    """[20, I] fit of menus [I, dishes] (−1 = no theme word) to scenes, standardised."""
     share = np.stack([(menu_theme == theme).mean(axis=1) for theme in range(len(THEMES))])
     meal = np.array([pull[0] for pull in THEME_PULL.values()])  # [themes, 5]
     weather = np.array([pull[1] for pull in THEME_PULL.values()])  # [themes, 4]
     pull = (meal[:, :, None] + weather[:, None, :]).reshape(len(THEMES), -1)
     fit = (pull[:, :, None] * share[:, None, :]).sum(axis=0)
-    return ((fit - fit.mean()) / fit.std()).astype(np.float32)
+    standard: np.ndarray = ((fit - fit.mean()) / fit.std()).astype(np.float32)
+    return standard
 
 
 def _neighbours(

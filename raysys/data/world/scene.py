@@ -23,7 +23,7 @@ from raysys.data.world.streams import stream
 
 SIZES = (len(MEALTIMES), len(PLACES), len(WEATHERS), len(DAY_TYPES))
 CONTEXT_COUNT = int(np.prod(SIZES))
-FEATURES = {name: "categorical" for name in ("mealtime", "place", "weather", "day")}
+FEATURES = dict.fromkeys(("mealtime", "place", "weather", "day"), "categorical")
 # Local hours [from, to) of the five mealtimes.
 HOURS = ((6.0, 10.0), (11.0, 14.0), (14.0, 17.0), (17.0, 21.0), (21.0, 24.0))
 DAY_US = 86_400_000_000
@@ -34,7 +34,8 @@ def context_code(
     meal: np.ndarray, place: np.ndarray, weather: np.ndarray, day: np.ndarray
 ) -> np.ndarray:
     """Joint code of four feature codes of equal shape."""
-    return ((meal * SIZES[1] + place) * SIZES[2] + weather) * SIZES[3] + day
+    code: np.ndarray = ((meal * SIZES[1] + place) * SIZES[2] + weather) * SIZES[3] + day
+    return code
 
 
 def context_parts(code: np.ndarray) -> tuple[np.ndarray, ...]:

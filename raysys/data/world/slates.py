@@ -21,8 +21,11 @@ def thin(rng: np.random.Generator, drawn: np.ndarray, usable: np.ndarray, keep: 
 
 def gumbel_choice(rng: np.random.Generator, score: np.ndarray) -> np.ndarray:
     """[N] column drawn with probability softmax(score [N, C]); −inf is never drawn."""
-    noise = -np.log(rng.standard_exponential(score.shape, dtype=np.float32) + np.float32(1e-30))
-    return np.argmax(score + noise, axis=1)
+    noise: np.ndarray = -np.log(
+        rng.standard_exponential(score.shape, dtype=np.float32) + np.float32(1e-30)
+    )
+    chosen: np.ndarray = np.argmax(score + noise, axis=1)
+    return chosen
 
 
 class Memory:
