@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -57,19 +58,20 @@ def evaluate(
 def _print(result: Evaluation) -> None:
     console = Console()
     console.print(result.summary, highlight=False, style="bold")
-    names = list(result.model)[:4]
-    table = Table("", *names, "model − baseline")
-    table.add_row("model", *_cells(result.model, names), "", style="bold", end_section=True)
+    headline, *others = result.model
+    shown = [headline, *(name for name in others if name.startswith(("auc", "ndcg@10")))][:3]
+    table = Table("", *(n.replace("@", "\n@", 1) for n in shown), "model − this")
+    table.box, table.collapse_padding, table.pad_edge = SIMPLE_HEAD, True, False
+    table.add_row("model", *_cells(result.model, shown), "", style="bold", end_section=True)
     for name, values in result.baselines.items():
-        interval = result.intervals.get(name, {}).get(names[0])
-        table.add_row(name, *_cells(values, names), _interval(interval))
+        interval = result.intervals.get(name, {}).get(headline)
+        table.add_row(name, *_cells(values, shown), _interval(interval))
     if result.oracle:
         table.add_section()
-        table.add_row("oracle", *_cells(result.oracle, names), "")
+        table.add_row("oracle", *_cells(result.oracle, shown), "")
     console.print(table)
-    rest = [f"{name} {value.value:.4f}" for name, value in result.model.items()][len(names) :]
-    if rest:
-        console.print("model: " + ", ".join(rest), highlight=False)
+    rest = [f"{name} {value.value:.4f}" for name, value in result.model.items()]
+    console.print("model: " + ", ".join(rest), highlight=False)
     for name, gap in result.oracle_gap.items():
         bounds = f"[{gap.users.low:.3f}, {gap.users.high:.3f}]"
         console.print(
@@ -103,4 +105,4 @@ def _cells(values: dict[str, MetricValue], names: list[str]) -> list[str]:
 def _interval(interval: Interval | None) -> str:
     if interval is None:
         return ""
-    return f"{interval.delta:+.4f} \\[{interval.low:+.4f}, {interval.high:+.4f}]"
+    return f"{interval.delta:+.4f} \\[{interval.low:+.3f}, {interval.high:+.3f}]"

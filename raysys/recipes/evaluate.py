@@ -303,7 +303,7 @@ def _summary(
     if not trees:
         return f"{text}; no GBDT baseline was computed."
     best = max(trees, key=lambda name: trees[name])
-    side = "BELOW" if own < trees[best] else "above"
+    side = "below" if own < trees[best] else "above"
     text = f"{text}, {side} the 8-feature GBDT ({best} {trees[best]:.4f}"
     interval = intervals.get(best, {}).get(headline)
     if interval is None:

@@ -8,8 +8,12 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import torch
 
+from raysys.artifacts.run import save_run
+from raysys.ctr.din import DIN, DINConfig
 from raysys.data.dataset import Dataset, DatasetWriter
+from raysys.data.features import FeatureConfig, fit_features
 from raysys.data.manifest import DataCard
 from raysys.data.prepared import Prepared, prepare
 
@@ -119,3 +123,25 @@ def write(log: Log, folder: Path) -> Prepared:
             writer.write(name, pa.table(columns, schema=schema))
         writer.commit(card, history_behaviours=("click",))
     return prepare(Dataset(folder / "data"))
+
+
+def untrained_run(data: Prepared, folder: Path, seed: int = 0) -> Path:
+    """A DIN run with random weights, as `raysys train` would leave it."""
+    torch.manual_seed(seed)
+    features = fit_features(data, FeatureConfig())
+    config = DINConfig(embedding_dim=4, hidden=(8,), attention_hidden=(8,), init_std=1.0)
+    save_run(
+        folder,
+        model=DIN.from_config(config, features),
+        model_options=config,
+        features=features,
+        items=data.dataset.table("items"),
+        vectors={},
+        vector_specs={},
+        recipe="ctr/din",
+        recipe_options={},
+        data_card=data.dataset.card,
+        card_text="",
+        histories=data.histories,
+    )
+    return folder

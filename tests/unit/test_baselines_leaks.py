@@ -8,7 +8,7 @@ import pytest
 from baselines_fixtures import Log, random_log, write
 
 from raysys.metrics.baselines.compute import compute_baselines
-from raysys.metrics.baselines.counts import BLOCKS, Counts, Moments, clicks_and_views
+from raysys.metrics.baselines.counts import BLOCKS, Counts, ItemCounts, Moments
 from raysys.metrics.baselines.evidence import Evidence, Knowledge
 from raysys.metrics.baselines.gbdt import GBDT, gbdt_scores
 from raysys.metrics.baselines.rows import Rows
@@ -75,7 +75,7 @@ def test_training_counts_are_those_of_earlier_blocks(tmp_path: Path) -> None:
     data = write(log_, tmp_path)
     moments = Moments.of(data, "frozen", 0)
     rows = Rows.of(data, data.impressions.of("train"))
-    clicks, views = clicks_and_views(data, moments, rows)
+    clicks, views = ItemCounts.of(data, moments).before(rows)
     block = [sum(e["ts"] < i["ts"] for e in train) * BLOCKS // len(train) for i in train]
     expected = [
         (

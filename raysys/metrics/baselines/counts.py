@@ -64,17 +64,35 @@ class Moments:
         return cls(moment, train)
 
 
-def clicks_and_views(data: Prepared, moments: Moments, rows: Rows) -> tuple[Floats, Floats]:
-    """[R] clicks and [R] views of each row's item at strictly earlier moments than the row's."""
-    past = Rows.of(data, moments.counted)
-    span = int(moments.moment.max(initial=0)) + 1
-    when = past.item * span + moments.moment[past.impression]
-    order = np.argsort(when, kind="stable")
-    when = when[order]
-    clicks = np.concatenate([[0], np.cumsum(past.click[order])])
-    first = np.searchsorted(when, rows.item * span)
-    last = np.searchsorted(when, rows.item * span + moments.moment[rows.impression])
-    return (clicks[last] - clicks[first]).astype(np.float64), (last - first).astype(np.float64)
+@dataclass(frozen=True)
+class ItemCounts:
+    """The counted rows of the log, sorted by item and moment.
+
+    when: [n] item · span + moment. clicks: [n + 1] clicks among the first rows.
+    """
+
+    moments: Moments
+    span: int
+    when: Ints
+    clicks: Ints
+
+    @classmethod
+    def of(cls, data: Prepared, moments: Moments) -> "ItemCounts":
+        """Sort once; every question is then a pair of binary searches."""
+        past = Rows.of(data, moments.counted)
+        span = int(moments.moment.max(initial=0)) + 1
+        when = past.item * span + moments.moment[past.impression]
+        order = np.argsort(when, kind="stable")
+        clicks = np.concatenate([[0], np.cumsum(past.click[order])])
+        return cls(moments, span, when[order], clicks)
+
+    def before(self, rows: Rows) -> tuple[Floats, Floats]:
+        """[R] clicks and [R] views of each row's item at earlier moments than the row's own."""
+        first = np.searchsorted(self.when, rows.item * self.span)
+        own = rows.item * self.span + self.moments.moment[rows.impression]
+        last = np.searchsorted(self.when, own)
+        clicks = self.clicks[last] - self.clicks[first]
+        return clicks.astype(np.float64), (last - first).astype(np.float64)
 
 
 def smoothed_ctr(clicks: Floats, views: Floats) -> Floats:

@@ -7,13 +7,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raysys.data.prepared import Prepared
-from raysys.metrics.baselines.counts import Counts, Moments, clicks_and_views, smoothed_ctr
+from raysys.metrics.baselines.counts import Counts, ItemCounts, Moments, smoothed_ctr
 from raysys.metrics.baselines.history import (
-    CodedItems,
+    HistoryCounter,
     category_affinity,
     category_codes,
     category_in_history,
-    count_in_history,
     entity_codes,
     item_codes,
 )
@@ -60,14 +59,24 @@ class Knowledge:
         return Moments.of(self.data, self.counts, self.seed)
 
     @cached_property
-    def categories(self) -> list[CodedItems]:
-        """Levels of the category path, root first."""
-        return category_codes(self.data)
+    def item_counts(self) -> ItemCounts:
+        """Clicks and views of every item over time."""
+        return ItemCounts.of(self.data, self.moments)
 
     @cached_property
-    def entities(self) -> CodedItems:
-        """Entities of each item."""
-        return entity_codes(self.data)
+    def categories(self) -> list[HistoryCounter]:
+        """Levels of the category path, root first."""
+        return [HistoryCounter.of(self.data, level) for level in category_codes(self.data)]
+
+    @cached_property
+    def entities(self) -> HistoryCounter:
+        """Entities of the items."""
+        return HistoryCounter.of(self.data, entity_codes(self.data))
+
+    @cached_property
+    def items(self) -> HistoryCounter:
+        """The items themselves."""
+        return HistoryCounter.of(self.data, item_codes(self.data))
 
     @cached_property
     def tfidf(self) -> Vectors | None:
@@ -89,7 +98,7 @@ class Evidence:
 
     @cached_property
     def _counts(self) -> tuple[Floats, Floats]:
-        return clicks_and_views(self.known.data, self.known.moments, self.rows)
+        return self.known.item_counts.before(self.rows)
 
     @property
     def clicks(self) -> Floats:
@@ -110,26 +119,24 @@ class Evidence:
     def affinity(self) -> Floats | None:
         """Share of the user's history in the item's category."""
         levels = self.known.categories
-        return category_affinity(self.known.data, levels, self.rows) if levels else None
+        return category_affinity(levels, self.rows) if levels else None
 
     @property
     def category_seen(self) -> Floats | None:
         """Whether the user's history holds the item's category."""
         levels = self.known.categories
-        return category_in_history(self.known.data, levels, self.rows) if levels else None
+        return category_in_history(levels, self.rows) if levels else None
 
     @property
     def shared_entities(self) -> Floats | None:
         """Events of the user's history with an entity of the item, summed over its entities."""
         entities = self.known.entities
-        if not entities.n_codes:
-            return None
-        return count_in_history(self.known.data, entities, self.rows)
+        return entities.count(self.rows) if entities.coded.n_codes else None
 
     @cached_property
     def repeats(self) -> Floats:
         """The user's past events with this very item."""
-        return count_in_history(self.known.data, item_codes(self.known.data), self.rows)
+        return self.known.items.count(self.rows)
 
     @cached_property
     def tfidf(self) -> Cosines | None:

@@ -44,20 +44,31 @@ class CodedItems:
         return np.repeat(np.arange(items.size), size), self.codes[begin + np.arange(size.sum())]
 
 
-def count_in_history(data: Prepared, coded: CodedItems, rows: Rows) -> Floats:
-    """[R] over the codes of the row's item, how many history events carry each, summed.
+@dataclass(frozen=True)
+class HistoryCounter:
+    """All (code, event) pairs of all histories, sorted once.
 
-    The pairs (code, event) are sorted once; the events of one user are contiguous, so a count is
-    the distance between two binary searches, however long the history is.
+    The events of one user are contiguous, so a count is the distance between two binary
+    searches, however long the history is.
     """
-    events = data.histories.item.size + 1
-    event, code = coded.expand(data.histories.item.astype(np.int64))
-    pairs = np.sort(code * events + event)
-    row, wanted = coded.expand(rows.item)
-    found = np.searchsorted(pairs, wanted * events + rows.end[row]) - np.searchsorted(
-        pairs, wanted * events + rows.start[row]
-    )
-    return np.bincount(row, weights=found, minlength=len(rows)).astype(np.float64)
+
+    coded: CodedItems
+    pairs: Ints
+    events: int
+
+    @classmethod
+    def of(cls, data: Prepared, coded: CodedItems) -> "HistoryCounter":
+        """Code every event of the data set."""
+        events = data.histories.item.size + 1
+        event, code = coded.expand(data.histories.item.astype(np.int64))
+        return cls(coded, np.sort(code * events + event), events)
+
+    def count(self, rows: Rows) -> Floats:
+        """[R] over the codes of the row's item, how many history events carry each, summed."""
+        row, wanted = self.coded.expand(rows.item)
+        last = np.searchsorted(self.pairs, wanted * self.events + rows.end[row])
+        first = np.searchsorted(self.pairs, wanted * self.events + rows.start[row])
+        return np.bincount(row, weights=last - first, minlength=len(rows)).astype(np.float64)
 
 
 def item_codes(data: Prepared) -> CodedItems:
@@ -103,23 +114,20 @@ def entity_codes(data: Prepared) -> CodedItems:
     )
 
 
-def category_affinity(data: Prepared, levels: list[CodedItems], rows: Rows) -> Floats:
+def category_affinity(levels: list[HistoryCounter], rows: Rows) -> Floats:
     """[R] share of the history in the candidate's category, mean over the levels of its path.
 
     Smoothed by one event spread evenly over all categories of the level.
     """
     events = (rows.end - rows.start).astype(np.float64)
-    shares = [
-        (count_in_history(data, level, rows) + 1.0 / level.n_codes) / (events + 1.0)
-        for level in levels
-    ]
+    shares = [(level.count(rows) + 1.0 / level.coded.n_codes) / (events + 1.0) for level in levels]
     mean: Floats = np.mean(shares, axis=0)
     return mean
 
 
-def category_in_history(data: Prepared, levels: list[CodedItems], rows: Rows) -> Floats:
+def category_in_history(levels: list[HistoryCounter], rows: Rows) -> Floats:
     """[R] share of the levels of the candidate's category path that the history holds at all."""
-    seen: Floats = np.mean([count_in_history(data, level, rows) > 0 for level in levels], axis=0)
+    seen: Floats = np.mean([level.count(rows) > 0 for level in levels], axis=0)
     return seen
 
 
