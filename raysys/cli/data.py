@@ -173,7 +173,7 @@ def _print_pairs(title: str, pairs: dict[str, Any]) -> None:
 def _print_report(report: Report) -> None:
     console = Console()
     if report.faults:
-        table = Table(title=f"{report.path}: {sum(report.counts.values())} faults")
+        table = Table(title=f"{report.path}: faults {sum(report.counts.values())}")
         for name in ("kind", "file", "row", "column", "fault"):
             table.add_column(name, overflow="fold")
         for fault in report.faults:

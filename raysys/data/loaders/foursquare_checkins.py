@@ -20,7 +20,7 @@ from sklearn.cluster import KMeans
 
 from raysys.data.loaders.base import Imported, Options, categorical
 from raysys.data.loaders.derived import derived_lists
-from raysys.data.loaders.lists import numbered
+from raysys.data.loaders.lists import numbered, pair_codes
 from raysys.data.loaders.local_time import local_feature, mealtime, weekday
 from raysys.data.loaders.negatives import NegativeRule
 from raysys.data.loaders.reading import CSV, Source, read_text, require_file
@@ -96,15 +96,13 @@ class FoursquareCheckins:
         venues, log["item"] = np.unique(log["location_id"], return_inverse=True)
         users = numbered("u", log["user_id"].to_numpy(), 4)
         item_ids = numbered("v", venues, 5)
-        _, moment = np.unique(
-            np.stack([log["user_id"].to_numpy(), ts]), axis=1, return_inverse=True
-        )
+        moment = pair_codes(log["user_id"].to_numpy(), ts)
         rule = NegativeRule(rule="same-area", count=options.negatives, seed=options.seed)
         candidates, clicks = derived_lists(
             rule,
             items=item_ids,
             item=log["item"].to_numpy(),
-            moment=moment.astype(np.int64).reshape(-1),
+            moment=moment,
             split=log["split"].to_numpy(),
             chosen=np.ones(len(log), bool),
             area=log["cell"].to_numpy(),

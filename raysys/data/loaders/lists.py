@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -52,6 +53,12 @@ def codes_of(values: pa.Array) -> Int64Array:
     """Codes [N] of N strings in order of first appearance; −1 where null."""
     indices = pc.dictionary_encode(values).indices.fill_null(-1)
     return indices.to_numpy(zero_copy_only=False).astype(np.int64)
+
+
+def pair_codes(first: Int64Array, second: Int64Array) -> Int64Array:
+    """Codes [N] of N pairs in order of first appearance; `first` holds small codes."""
+    code = pd.factorize(second)[0].astype(np.int64)
+    return pd.factorize(first * (int(code.max(initial=0)) + 1) + code)[0].astype(np.int64)
 
 
 def shuffled_within(owner: Int64Array, hashes: npt.NDArray[np.uint64]) -> Int64Array:

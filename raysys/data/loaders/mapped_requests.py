@@ -10,7 +10,14 @@ import pyarrow.compute as pc
 
 from raysys.data.loaders.derived import derived_lists
 from raysys.data.loaders.fold_history import FoldHistory, fold_history
-from raysys.data.loaders.lists import candidate_lists, codes_of, numbered, running_number, to_lists
+from raysys.data.loaders.lists import (
+    candidate_lists,
+    codes_of,
+    numbered,
+    pair_codes,
+    running_number,
+    to_lists,
+)
 from raysys.data.loaders.mapped_columns import (
     Located,
     context_column,
@@ -200,7 +207,7 @@ def given_rows(mapping: Mapping, shown: GivenRows, sources: Sequence[Source]) ->
     owner = (
         codes_of(rows["impression_id"].combine_chunks())
         if shown.id is not None
-        else _codes(np.stack([user, ts]))
+        else pair_codes(user, ts)
     )
     order = np.argsort(owner, kind="stable")
     owner = owner[order]
@@ -230,14 +237,6 @@ def given_rows(mapping: Mapping, shown: GivenRows, sources: Sequence[Source]) ->
     return Given(table, owner, item, click, ordered)
 
 
-def _codes(columns: npt.NDArray[np.int64]) -> Int64Array:
-    """Codes [N] of the columns of [K, N], in order of first appearance."""
-    _, first, inverse = np.unique(columns, axis=1, return_index=True, return_inverse=True)
-    rank = np.empty(len(first), np.int64)
-    rank[np.argsort(first, kind="stable")] = np.arange(len(first))
-    return rank[inverse.reshape(-1)]
-
-
 @dataclass(frozen=True)
 class Positives:
     """Events that become requests: rows [P] of the events table; order [P] where it is one."""
@@ -262,15 +261,12 @@ def positive_rows(shown: Derived, events: pa.Table) -> Positives:
         raise DataError(f"no event of behaviour {' or '.join(shown.positive)} has an item")
     moment = moments(events)[rows]
     item = codes_of(events["item_id"].combine_chunks())[rows]
-    _, first, inverse = np.unique(
-        np.stack([moment, item]), axis=1, return_index=True, return_inverse=True
-    )
+    _, first, inverse = np.unique(pair_codes(moment, item), return_index=True, return_inverse=True)
     order = np.zeros(len(first), bool)
     if "order" in shown.positive and len(shown.positive) > 1:
         bought = pc.equal(behaviour, "order").to_numpy(zero_copy_only=False)[rows]
-        np.logical_or.at(order, inverse.reshape(-1), bought)
-    place = np.argsort(first, kind="stable")
-    return Positives(rows=rows[first[place]], order=order[place])
+        np.logical_or.at(order, inverse, bought)
+    return Positives(rows=rows[first], order=order)
 
 
 def moments(events: pa.Table) -> Int64Array:
@@ -281,7 +277,7 @@ def moments(events: pa.Table) -> Int64Array:
         if "ts" in events.column_names
         else codes_of(events["item_id"].combine_chunks())
     )
-    return _codes(np.stack([user, other]))
+    return pair_codes(user, other)
 
 
 def derived_impressions(
