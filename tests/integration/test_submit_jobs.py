@@ -98,3 +98,11 @@ def test_no_cluster_is_one_line(cluster: Cluster, work: Path) -> None:
     assert code == 2
     assert "no Ray dashboard answers" in error
     assert "Traceback" not in error
+
+
+def test_doctor_looks_at_the_cluster(cluster: Cluster) -> None:
+    done = cluster.run("doctor", "--address", cluster.dashboard, "--json")
+    checks = {check["name"]: check for check in json.loads(done.stdout)["checks"]}
+    for name in ("cluster", "cluster token", "nodes", "token", "command"):
+        assert checks[name]["status"] == "ok", checks[name]
+    assert "1 alive" in checks["nodes"]["detail"]
