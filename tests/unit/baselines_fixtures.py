@@ -125,10 +125,12 @@ def write(log: Log, folder: Path) -> Prepared:
     return prepare(Dataset(folder / "data"))
 
 
-def untrained_run(data: Prepared, folder: Path, seed: int = 0) -> Path:
-    """A DIN run with random weights, as `raysys train` would leave it."""
-    torch.manual_seed(seed)
-    features = fit_features(data, FeatureConfig())
+def untrained_run(data: Prepared, folder: Path, vectors: np.ndarray | None = None) -> Path:
+    """A DIN run with random weights, as `raysys train` would leave it; vectors: [items, D]."""
+    torch.manual_seed(0)
+    frozen = {} if vectors is None else {"title": vectors}
+    widths = {name: values.shape[1] for name, values in frozen.items()}
+    features = fit_features(data, FeatureConfig(vectors=tuple(widths)), widths)
     config = DINConfig(embedding_dim=4, hidden=(8,), attention_hidden=(8,), init_std=1.0)
     save_run(
         folder,
@@ -136,8 +138,8 @@ def untrained_run(data: Prepared, folder: Path, seed: int = 0) -> Path:
         model_options=config,
         features=features,
         items=data.dataset.table("items"),
-        vectors={},
-        vector_specs={},
+        vectors=frozen,
+        vector_specs={name: {} for name in frozen},
         recipe="ctr/din",
         recipe_options={},
         data_card=data.dataset.card,

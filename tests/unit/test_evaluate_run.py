@@ -106,6 +106,20 @@ def test_the_first_sentence_says_that_the_trees_are_better(tmp_path: Path) -> No
     assert "no difference shown" not in result.summary
 
 
+def test_vectors_of_the_run_serve_the_embedding_baseline(tmp_path: Path) -> None:
+    log_ = _log()
+    data = write(log_, tmp_path)
+    vectors = np.random.default_rng(0).normal(size=(len(log_.items), 4)).astype(np.float32)
+    run = untrained_run(data, tmp_path / "run", vectors)
+    result = evaluate(run, tmp_path / "data", replicates=200)
+    padded = np.concatenate([np.zeros((2, 4), np.float32), vectors])
+    scores = compute_baselines(data, "test", seed=0, vectors=padded, which=["embedding"])
+    rows = ScoredRows.read_parquet(run / "scores" / "test.parquet").with_scores(scores["embedding"])
+    expected = measure(rows, ["auc"])["auc"].value
+    assert result.baselines["embedding"]["auc"].value == pytest.approx(expected)
+    assert result.left_out == {}
+
+
 def test_a_timeless_set_and_empty_lists(tmp_path: Path) -> None:
     log_ = _log(timed=False)
     log_.impressions[-1] |= dict(candidates=[], clicks=[])
