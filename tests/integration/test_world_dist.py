@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from dist_toy import refuse_three, swap
 
+from bench import world as bench_world
 from raysys.data.world import WorldConfig, make_world
 from raysys.dist import LocalMapper, RayMapper, ensure_ray, run_tasks
 from raysys.errors import DataError
@@ -58,3 +59,10 @@ def test_property_01_same_bytes_on_any_worker_count(tmp_path: Path, kind: str) -
         same, different, missing = filecmp.cmpfiles(tmp_path / "local", out, names, shallow=False)
         assert (different, missing) == ([], [])
         assert len(same) == sum(p.is_file() for p in (tmp_path / "local").rglob("*"))
+
+
+def test_property_11_memory_is_bounded_by_shards() -> None:
+    """A small run of the measurement; ten million rows are measured by `raysys bench world`."""
+    figures = bench_world.run(rows=150_000, workers=2)
+    assert figures["rows"] >= 150_000
+    assert figures["peak_memory_gib"] < 4

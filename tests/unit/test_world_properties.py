@@ -16,7 +16,14 @@ from raysys.data.dataset import Dataset
 from raysys.data.mapping import LocalMapper
 from raysys.data.world import Effects, WorldConfig, make_world
 from raysys.data.world.food import QUERIES, FoodCity
-from raysys.data.world.reading import Rows, codes_of, read_rows
+from raysys.data.world.news import Newspaper
+from raysys.data.world.reading import (
+    Rows,
+    codes_of,
+    history_ends,
+    read_history,
+    read_rows,
+)
 from raysys.data.world.scene import DAY_US, context_parts
 from raysys.data.world.show import draw_map, show
 from raysys.data.world.simulate import build_world
@@ -307,6 +314,48 @@ def test_readers_are_of_three_kinds(news: Path) -> None:
     assert not terms["topic"][kind == "entity"].any()
     rates = [rows.click[kind == name].mean() for name in ("topic", "mixed", "entity")]
     assert max(rates) / min(rates) < 1.6
+
+
+def test_reading_history_tells_topics_and_entities(news: Path) -> None:
+    """Counted topics rank for topic-driven readers, counted entities for entity-driven ones."""
+    rows, history, paper = rows_of(news), read_history(Dataset(news), 99), build_world(NEWS).law
+    assert isinstance(paper, Newspaper)
+    start, end = history_ends(history, rows.user, rows.ts)
+    fields = {"topic": paper.articles.topic[:, None], "entity": paper.articles.entities}
+    readers = np.array(read_truth(news).users()["reader"].to_pylist())[rows.user[rows.request]]
+    lift = {name: np.zeros(len(rows.item)) for name in fields}
+    for name, values in fields.items():
+        base = np.maximum(np.bincount(values.ravel()), 1) / len(values)
+        for request in range(len(start)):
+            past = values[history.item[start[request] : end[request]]]
+            counts = np.bincount(past.ravel(), minlength=len(base)) + 8 * base
+            mine = slice(*np.searchsorted(rows.request, [request, request + 1]))
+            lift[name][mine] = np.log(counts / (len(past) + 8) / base)[values[rows.item[mine]]].sum(
+                axis=1
+            )
+    for kind, other in (("topic", "entity"), ("entity", "topic")):
+        mask = readers == kind
+        auc = {name: roc_auc_score(rows.click[mask], lift[name][mask]) for name in fields}
+        assert auc[kind] > 0.6
+        assert auc[kind] > auc[other] + 0.05
+
+
+@pytest.mark.parametrize("world", ["food", "news"])
+def test_truth_lies_beside_the_impressions(world: str, request: pytest.FixtureRequest) -> None:
+    path = request.getfixturevalue(world)
+    rows, impressions = read_truth(path).rows(), Dataset(path).table("impressions")
+    flat = pc.list_flatten(impressions["candidates"])
+    assert rows["item_id"].to_pylist() == flat.to_pylist()
+    owner = pc.list_parent_indices(impressions["candidates"].combine_chunks())
+    ids = impressions["impression_id"].combine_chunks().take(owner)
+    assert rows["impression_id"].to_pylist() == ids.to_pylist()
+    requests = read_truth(path).requests()
+    assert requests["impression_id"].to_pylist() == impressions["impression_id"].to_pylist()
+
+
+def test_only_worlds_have_a_truth(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no data set folder"):
+        read_truth(tmp_path)
 
 
 def test_history_lengths(figures: dict[str, Any]) -> None:

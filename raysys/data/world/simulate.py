@@ -213,10 +213,8 @@ class Life:
             oracle=sigmoid(logit - self.offsets.click)[kept],
             logit=logit[kept],
             order_logit=order_logit[kept],
-            joint=np.zeros(items[kept].shape, bool)
-            if "joint" not in terms
-            else terms["joint"][kept],
-            **{f"term_{name}": values[kept] for name, values in terms.items()},
+            joint=terms.get("joint", np.zeros(items.shape, dtype=bool))[kept],
+            **{f"term_{name}": terms[name][kept] for name in terms if config.truth_terms},
         )
         row, column = np.nonzero(clicked)
         return self._log_click(
