@@ -60,7 +60,8 @@ def _print(result: Evaluation) -> None:
     console.print(result.summary, highlight=False, style="bold")
     headline, *others = result.model
     shown = [headline, *(name for name in others if name.startswith(("auc", "ndcg@10")))][:3]
-    table = Table("", *(n.replace("@", "\n@", 1) for n in shown), "model − this")
+    key = f"@{result.groups['key']}"
+    table = Table(f"per {key[1:]}", *(n.removesuffix(key) for n in shown), "model − this")
     table.box, table.collapse_padding, table.pad_edge = SIMPLE_HEAD, True, False
     table.add_row("model", *_cells(result.model, shown), "", style="bold", end_section=True)
     for name, values in result.baselines.items():

@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from raysys.data.histories import UNKNOWN_TS
 from raysys.data.prepared import Prepared
@@ -42,17 +41,6 @@ class Rows:
 
     def __len__(self) -> int:
         return int(self.item.size)
-
-    def take(self, chosen: NDArray[np.bool_] | slice) -> "Rows":
-        """A subset of the rows."""
-        return Rows(
-            self.impression[chosen],
-            self.item[chosen],
-            self.click[chosen],
-            self.start[chosen],
-            self.end[chosen],
-            self.ts[chosen],
-        )
 
 
 def is_timed(data: Prepared) -> bool:
