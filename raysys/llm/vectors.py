@@ -107,7 +107,7 @@ class VectorTable:
         self.path = Path(path)
         self.header = read_header(self.path)
         self.parts = [Part.open(part, self.header) for part in part_paths(self.path)]
-        self._starts = [0, *np.cumsum([len(part) for part in self.parts]).tolist()]
+        self._starts: list[int] = [0, *np.cumsum([len(part) for part in self.parts]).tolist()]
         self._segments: list[tuple[SortedKeys, npt.NDArray[np.int64]]] = []
         self._covered = self._read_index(verify)
         rest = slice(self._covered, None)

@@ -1,0 +1,1 @@
+"""Reading training logs, mirroring them to TensorBoard, drawing reports."""
