@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 import requests
 
-from raysys.artifacts.run import RunConfig, read_config, verify_run
+from raysys.artifacts.run import RunConfig, load_run
 from raysys.dist.cluster import ensure_ray
 from raysys.errors import ConfigError, RaysysError
 from serve_apps.config import APP, Family, ServeConfig, check_family
@@ -17,15 +17,16 @@ HEALTHY_WITHIN_S = 60.0
 
 
 def check_runs(config: ServeConfig) -> dict[Family, RunConfig]:
-    """Verify every run folder before anything is started.
+    """Open every run folder, as the replicas will, before anything is started.
+
+    A replica that cannot open its run would be tried again and again, with a traceback each.
 
     Raises:
         ArtifactError: a run is unfinished, damaged or of the other family.
     """
     found = {}
     for family, model in config.models.served():
-        verify_run(model.run)
-        found[family] = read_config(model.run)
+        found[family] = load_run(model.run).config
         check_family(found[family].recipe, family, model)
     return found
 
@@ -40,15 +41,18 @@ def running(config: ServeConfig) -> Iterator[str]:
         ArtifactError: a run folder cannot be served.
         RaysysError: the port is taken, CPUs are missing, or the graph does not become healthy.
     """
-    check_runs(config)
     _check_port(config)
-    # Serve writes a line per replica event; its warnings and our own progress are enough.
-    logging.getLogger("ray.serve").setLevel(logging.WARNING)
+    check_runs(config)
     own = ensure_ray()
+    # Only now: Ray reads its authentication mode when it is imported.
+    import ray
     from ray import serve
 
     from serve_apps.app import LOGGING, build, http_options
     from serve_apps.edge import CONTROLLER
+
+    # Serve writes a line per event; its warnings and our own progress are enough.
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
 
     try:
         _check_cpus(config)
@@ -59,18 +63,17 @@ def running(config: ServeConfig) -> Iterator[str]:
             controller_options=CONTROLLER,
         )
         try:
-            serve.run(build(config), name=APP, route_prefix="/", logging_config=LOGGING)
+            try:
+                serve.run(build(config), name=APP, route_prefix="/", logging_config=LOGGING)
+            except RuntimeError as error:
+                raise RaysysError(f"{error} The replicas' own words are above.") from error
             url = f"http://{config.http.host}:{config.http.port}"
             _wait_healthy(url)
             yield url
-        except RuntimeError as error:
-            raise RaysysError(_deployment_failure(error)) from error
         finally:
             serve.delete(APP)
     finally:
         if own:
-            import ray
-
             ray.shutdown()
 
 
@@ -108,14 +111,7 @@ def _wait_healthy(url: str) -> None:
             pass
         if time.monotonic() > end:
             raise RaysysError(
-                f"{url} is not healthy after {HEALTHY_WITHIN_S:g} s; `serve status` and the "
-                "logs in Ray's session folder say why"
+                f"{url} is not healthy after {HEALTHY_WITHIN_S:g} s; `serve status` says why, "
+                "or Serve had been started in this cluster with another port: `serve shutdown`"
             )
         time.sleep(0.2)
-
-
-def _deployment_failure(error: RuntimeError) -> str:
-    """The last line of the replica's traceback, which holds our own message."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    causes = [line for line in lines if "Error: " in line]
-    return f"the graph did not start: {(causes or lines)[-1]}"
