@@ -113,14 +113,19 @@ def hurt_newest(run_dir: Path, damage: str) -> Path:
     return path
 
 
+def toy_environment(patch: pytest.MonkeyPatch) -> None:
+    """Drivers and workers find this module, meet no other cluster, and report often."""
+    patch.delenv("RAY_ADDRESS", raising=False)
+    patch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
+    patch.setenv("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.1")
+
+
 @contextmanager
 def toy_ray(num_cpus: int = 2) -> Iterator[None]:
     """Ray on this machine whose workers can import this module."""
     ray.shutdown()
     with pytest.MonkeyPatch.context() as patch:
-        patch.delenv("RAY_ADDRESS", raising=False)
-        patch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
-        patch.setenv("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.1")
+        toy_environment(patch)
         ensure_ray(num_cpus)
         yield
         ray.shutdown()

@@ -1,10 +1,11 @@
 """Workers die, machines go, checkpoints rot: the weights come out the same."""
 
+import json
 import os
 import signal
+import socket
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +15,7 @@ import pytest
 import ray
 import torch
 from ray.cluster_utils import Cluster
-from training_toy import ToyConfig, ToyTask, toy_ray, train_toy
+from training_toy import ToyConfig, toy_environment, toy_ray, train_toy
 
 from raysys.errors import RaysysError
 from raysys.training import CheckpointStore, TrainConfig, launch, run_name
@@ -97,49 +98,41 @@ def test_a_killed_driver_and_the_same_command(tmp_path: Path, undisturbed: str) 
     check_equal("SIGKILL driver", outcome.result["sha256"], undisturbed)
 
 
-class _RemoveNode(threading.Thread):
-    """Takes a node out of the cluster once two workers have written a checkpoint."""
-
-    def __init__(self, cluster: Cluster, node: Any, run_dir: Path) -> None:
-        super().__init__(daemon=True)
-        self.cluster, self.node, self.run_dir = cluster, node, run_dir
-
-    def run(self) -> None:
-        while not any((self.run_dir / "checkpoints").glob("step-*")):
-            time.sleep(0.05)
-        self.cluster.remove_node(self.node, allow_graceful=False)
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
 
 
 def test_two_machines_become_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The second of two nodes goes away; the run shrinks and goes on from the same batch."""
+    toy_environment(monkeypatch)
     train = settings(workers=(1, 2), checkpoint_every_steps=2)
-    ray.shutdown()
-    monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
-    monkeypatch.setenv("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.1")
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    config = ToyConfig(dropout=0, step_sleep=0.2, train=train)
+    head = {"num_cpus": 1, "include_dashboard": True, "dashboard_port": free_port()}
+    cluster = Cluster(initialize_head=True, head_node_args=head)
     try:
         second = cluster.add_node(num_cpus=1)
-        ray.init(address=cluster.address)
-        config = ToyConfig(dropout=0, step_sleep=0.2, train=train)
-        watcher = _RemoveNode(cluster, second, tmp_path / "run")
-        watcher.start()
-        outcome = start(tmp_path / "run", config)
-        watcher.join()
+        driver = subprocess.Popen(
+            [sys.executable, "-c", SCRIPT, str(tmp_path / "run"), config.model_dump_json()],
+            env={**os.environ, "RAY_ADDRESS": cluster.address},
+        )
+        while not any((tmp_path / "run" / "checkpoints").glob("step-*")):
+            assert driver.poll() is None
+            time.sleep(0.05)
+        cluster.remove_node(second, allow_graceful=False)
+        assert driver.wait() == 0
     finally:
-        ray.shutdown()
         cluster.shutdown()
-    assert outcome.result["world"] == 1
+    done = json.loads((tmp_path / "run" / "checkpoints" / "done.json").read_text())
+    assert (done["world"], done["step"]) == (1, 24)
     calm = ToyConfig(dropout=0, train=settings(workers=0))
     start(tmp_path / "calm", calm)
     weights = []
     for name in ("run", "calm"):
         newest = CheckpointStore(tmp_path / name / "checkpoints").latest()
         assert newest is not None
-        assert newest.state["step"] == 24
-        task = ToyTask(calm)
-        task.model.load_state_dict(newest.tensors("model"))
-        weights.append(torch.nn.utils.parameters_to_vector(task.model.parameters()))
+        weights.append(torch.cat([value.flatten() for value in newest.tensors("model").values()]))
     difference = float((weights[0] - weights[1]).abs().max())
     print(f"\nelastic 2 → 1 against one worker undisturbed: largest difference {difference:.2g}")
     assert difference <= 1e-5
