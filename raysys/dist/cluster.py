@@ -13,10 +13,10 @@ def ensure_ray(num_cpus: int | None = None) -> bool:
     """Connect to Ray unless connected; True if a cluster was started on this machine.
 
     With RAY_ADDRESS set, joins that cluster, with token authentication if a token is at hand
-    (RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH or ~/.ray/auth_token). Otherwise starts one that
-    listens on the loopback interface, with `num_cpus` CPUs (default: all), token authentication
-    (unless RAY_AUTH_MODE says otherwise) and the dashboard, which Ray itself asks whether the
-    workers of a dead run may be released.
+    (RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH or ~/.ray/auth_token). Otherwise starts one of its own
+    with `num_cpus` CPUs (default: all). Its dashboard, which Ray itself asks whether the workers
+    of a dead run may be released, listens on the loopback interface only; Ray's internal ports
+    listen on all, guarded by token authentication unless RAY_AUTH_MODE says otherwise.
 
     Raises:
         RaysysError: the cluster cannot be reached.
@@ -33,7 +33,9 @@ def ensure_ray(num_cpus: int | None = None) -> bool:
     if ray.is_initialized():
         return False
     if not address:
+        # "local", because by default Ray joins whatever `ray start` left running on this machine.
         ray.init(
+            address="local",
             num_cpus=num_cpus,
             include_dashboard=True,
             dashboard_host="127.0.0.1",
