@@ -4,10 +4,10 @@ Serve's proxies find it by an environment variable; they inherit it from the Ser
 which is given it by `CONTROLLER`.
 """
 
+from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
-from starlette.middleware import Middleware
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from fastapi.middleware import Middleware
 
 from serve_apps.config import APP
 
@@ -18,6 +18,12 @@ CONTROLLER = {
         }
     }
 }
+# The types of the ASGI protocol.
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Scope]]
+Send = Callable[[Scope], Awaitable[None]]
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
+
 TIMEOUT_HEADER = b"x-request-timeout-seconds"
 # Under this name the gateway sees the wish, and the proxy, which would obey it, does not.
 WISH_HEADER = b"x-raysys-timeout-seconds"
@@ -34,7 +40,7 @@ class Edge:
     """Clients may not lift the time limit, see the routes of the cluster, or be left without
     an answer when the replica that had their request dies."""
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: App) -> None:
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -46,7 +52,7 @@ class Edge:
             return
         started = False
 
-        async def watch(message: Message) -> None:
+        async def watch(message: Scope) -> None:
             nonlocal started
             started = started or message["type"] == "http.response.start"
             await send(message)

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
-from pydantic_core import to_json
 from ray import serve
 from ray.exceptions import RayActorError
 from ray.serve.exceptions import (
@@ -17,19 +16,17 @@ from ray.serve.exceptions import (
     DeploymentUnavailableError,
     RequestCancelledError,
 )
-from starlette.exceptions import HTTPException
 
 from serve_apps.config import Family, ServeConfig
 from serve_apps.ctr import CTRRanking
 from serve_apps.edge import TIMEOUT_HEADER, WISH_HEADER
 from serve_apps.news import NewsRanking
 from serve_apps.ranking import Reply
-from serve_apps.schemas import ErrorBody, ModelCard, RankRequest, parse
+from serve_apps.schemas import ErrorBody, ModelCard, RankRequest, parse, to_json
 
 log = logging.getLogger("ray.serve")
 
 HEALTH_TIMEOUT_S = 5.0
-_CODES = {404: "not_found", 405: "method_not_allowed"}
 
 
 class Refusal(Exception):  # noqa: N818 - an answer, not an error
@@ -104,10 +101,13 @@ class Gateway:
         async def refused(_: Request, refusal: Refusal) -> Response:
             return refusal.response()
 
-        @api.exception_handler(HTTPException)
-        async def unrouted(_: Request, error: HTTPException) -> Response:
-            code = _CODES.get(error.status_code, "bad_request")
-            return Refusal(error.status_code, code, str(error.detail)).response()
+        @api.exception_handler(404)
+        async def unrouted(_: Request, error: Exception) -> Response:
+            return Refusal(404, "not_found", "no such route").response()
+
+        @api.exception_handler(405)
+        async def unfit(_: Request, error: Exception) -> Response:
+            return Refusal(405, "method_not_allowed", "ranking is a POST").response()
 
         @api.exception_handler(Exception)
         async def unexpected(_: Request, error: Exception) -> Response:

@@ -67,7 +67,7 @@ class Merger(Generic[Item, Result]):
                     future.set_result(result)
 
     def _next(self) -> list[tuple[Item, asyncio.Future[Result]]]:
-        batch = []
+        batch: list[tuple[Item, asyncio.Future[Result]]] = []
         while self._waiting and len(batch) < self._size:
             item, future = self._waiting.popleft()
             if not future.done():  # its caller gave up

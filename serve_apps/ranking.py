@@ -7,14 +7,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from pydantic_core import to_json
 
 from raysys.artifacts.predictor import Predictor
 from raysys.data.contexts import FIRST
 from raysys.data.requests import Request
 from serve_apps.config import Family, Model, check_family
 from serve_apps.merging import Merger
-from serve_apps.schemas import ModelCard, RankRequest
+from serve_apps.schemas import ModelCard, RankRequest, to_json
 
 log = logging.getLogger("ray.serve")
 
@@ -71,17 +70,23 @@ class Ranking:
 
     def _scored(self, requests: list[RankRequest]) -> list[bytes]:
         table = self.predictor.score(requests)
-        columns = [
-            table[name].to_numpy() if table[name].null_count == 0 else None
-            for name in ("score", "p_click", "p_order")
-        ]
+        score, p_click, p_order = (
+            table[name].to_numpy() for name in ("score", "p_click", "p_order")
+        )
         answers = []
         begin = 0
         for request in requests:
-            end = begin + len(request.candidates)
-            score, p_click, p_order = (c if c is None else c[begin:end] for c in columns)
-            answers.append(self._body(request, score, p_click, p_order, fallback=None))
-            begin = end
+            rows = slice(begin, begin + len(request.candidates))
+            answers.append(
+                self._body(
+                    request,
+                    score[rows],
+                    p_click[rows] if self.card.p_click else None,
+                    p_order[rows] if self.card.p_order else None,
+                    fallback=None,
+                )
+            )
+            begin = rows.stop
         return answers
 
     def _fallback(self, request: RankRequest) -> bytes:
@@ -156,7 +161,8 @@ class Ranking:
             items=len(run.items),
             users=len(self.predictor.histories.users),
             contexts=list(self.predictor.codec.names),
-            probabilities=table["p_click"].null_count == 0,
+            p_click=table["p_click"].null_count == 0,
+            p_order=table["p_order"].null_count == 0,
         )
 
 

@@ -92,7 +92,7 @@ def _check_port(config: ServeConfig) -> None:
 def _check_cpus(config: ServeConfig) -> None:
     import ray
 
-    present = ray.cluster_resources().get("CPU", 0.0)
+    present = ray.cluster_resources().get("CPU", 0.0)  # type: ignore[no-untyped-call]
     if config.cpus > present:
         # Ray would wait for the missing ones for ever.
         raise ConfigError(

@@ -119,8 +119,9 @@ def test_models_and_health(root: Path, http: TestClient) -> None:
         assert models[family]["model_id"] == expected["model_id"] == health["models"][family]
         assert models[family]["recipe"] == expected["recipe"]
         assert models[family]["items"] == len(fixtures.ITEMS)
-    assert models["ctr"]["probabilities"]
-    assert not models["news"]["probabilities"]
+    assert models["ctr"]["p_click"]
+    assert models["ctr"]["p_order"]
+    assert not models["news"]["p_click"]
 
 
 def test_every_refusal_says_why(http: TestClient) -> None:
