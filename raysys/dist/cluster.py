@@ -22,12 +22,11 @@ def ensure_ray(num_cpus: int | None = None) -> bool:
         RaysysError: the cluster cannot be reached.
     """
     address = os.environ.get("RAY_ADDRESS")
+    if not address and os.environ.get("RAY_AUTH_MODE", "token") == "token":
+        _write_token()
     # Ray reads the mode when it is first imported and never again.
-    if "ray" not in sys.modules and "RAY_AUTH_MODE" not in os.environ:
-        if not address:
-            _write_token()
-        if _has_token():
-            os.environ["RAY_AUTH_MODE"] = "token"
+    if "ray" not in sys.modules and "RAY_AUTH_MODE" not in os.environ and _has_token():
+        os.environ["RAY_AUTH_MODE"] = "token"
     import ray
 
     if ray.is_initialized():
