@@ -18,8 +18,8 @@ from raysys.errors import ArtifactError
 
 _COLUMNS = ["impression_id", "user_id", "ts", "tz_offset_min", "history_end", "context"]
 _LISTS = ["candidates", "clicks"]
-# Requests scored to find a few that have a history; a cold user's ranking has no explanation.
-_LOOKED_AT = 64
+# Requests scored to find a few users with a history; a cold one's ranking has no explanation.
+_LOOKED_AT = 256
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class Examples:
 
 
 def explain_run(run: Path, data: Path, *, count: int = 3, top: int = 4) -> Examples:
-    """The first `count` test requests of `data` with a click and a history, explained.
+    """The first test requests of `data` with a click and a history of `count` users, explained.
 
     Raises:
         ArtifactError: a damaged run, or one whose items are not those of `data`.
@@ -85,7 +85,8 @@ def explain_run(run: Path, data: Path, *, count: int = 3, top: int = 4) -> Examp
     begin = 0
     for row, record in enumerate(table.to_pylist()):
         end = begin + len(record["candidates"])
-        if any(reasons[row]) and len(examples) < count:
+        seen = {example.user for example in examples}
+        if any(reasons[row]) and len(examples) < count and record["user_id"] not in seen:
             examples.append(_example(record, scores[begin:end], reasons[row], names, top))
         begin = end
     return Examples(meaning, examples)
