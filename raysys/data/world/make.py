@@ -1,5 +1,6 @@
 """`make_world`: from a config to a data set folder with its truth."""
 
+import hashlib
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -128,6 +129,12 @@ def _write_laws(world: World, root: Path) -> None:
         write_part(root / "truth" / "prototypes", 0, pa.Table.from_pylist(rows))
 
 
+def _config_hash(config: WorldConfig) -> str:
+    """What the tables depend on; the whole config is in the manifest under `world`."""
+    text = canonical_json(config.model_dump(mode="json", exclude={"truth_terms"}))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
 def _data_card(world: World, offsets: Offsets) -> DataCard:
     config, scene = world.config, world.scene
 
@@ -147,7 +154,7 @@ def _data_card(world: World, offsets: Offsets) -> DataCard:
         history_cut="events with ts < request ts",
         time_span=(local(0), local(config.days)),
         licence="CC0-1.0; generated, no real person",
-        notes={"config": canonical_json(config.model_dump(mode="json"))},
+        notes={"config_sha256": _config_hash(config)},
     )
 
 
