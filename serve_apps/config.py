@@ -1,7 +1,7 @@
 """The one strict config of a server: everything that is deployed is rendered from it."""
 
 import difflib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -115,8 +115,12 @@ class ServeConfig(_Strict):
         return self.gateway.replicas * self.gateway.num_cpus + sum(n * c for n, c in models)
 
 
-def load_config(path: Path) -> ServeConfig:
+def load_config(path: Path, overrides: Sequence[str] = ()) -> ServeConfig:
     """Read a YAML file; relative run folders are made absolute against the working directory.
+
+    Args:
+        path: of the file.
+        overrides: such as `http.port=8001`; values are read as YAML.
 
     Raises:
         ConfigError: unreadable, an unknown key (with the nearest valid one) or a bad value.
@@ -129,6 +133,8 @@ def load_config(path: Path) -> ServeConfig:
         raise ConfigError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from error
     if not isinstance(raw, dict):
         raise ConfigError(f"{path}: expected keys such as http: and models:")
+    for override in overrides:
+        _set(raw, override)
     try:
         config = ServeConfig.model_validate(raw)
     except ValidationError as error:
@@ -138,6 +144,21 @@ def load_config(path: Path) -> ServeConfig:
         for name, model in config.models.served()
     }
     return config.model_copy(update={"models": Models(**models)})
+
+
+def _set(raw: dict[str, Any], override: str) -> None:
+    key, equals, value = override.partition("=")
+    *parents, last = key.split(".")
+    if not equals or not all([*parents, last]):
+        raise ConfigError(f"{override!r} is no override; write key.key=value")
+    for parent in parents:
+        raw = raw.setdefault(parent, {})
+        if not isinstance(raw, dict):
+            raise ConfigError(f"{override!r}: {parent} holds a value, not keys")
+    try:
+        raw[last] = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{override!r}: not valid YAML after =") from error
 
 
 def check_family(recipe: str, family: Family, model: Model) -> None:

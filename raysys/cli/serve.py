@@ -17,6 +17,9 @@ from serve_apps.server import check_runs, running
 
 def serve(
     config: Annotated[Path, typer.Argument(help="YAML file, e.g. serve_apps/configs/local.yaml.")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="Such as http.port=8001 models.ctr.run=runs/R.")
+    ] = None,
     check: Annotated[
         bool, typer.Option("--check", help="Verify config and run folders, start nothing.")
     ] = False,
@@ -31,7 +34,7 @@ def serve(
 
     Runs until Ctrl-C or SIGTERM; requests that are being answered are finished first.
     """
-    settings = load_config(config)
+    settings = load_config(config, overrides or ())
     screen = Console(stderr=True)
     if check or render:
         runs = check_runs(settings)

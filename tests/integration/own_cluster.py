@@ -127,7 +127,7 @@ def _end(cluster: Cluster, head: subprocess.Popen[bytes]) -> None:
             mine[child.pid] = child
         head.send_signal(signal.SIGTERM)
         try:
-            head.wait(20)
+            head.wait(10)
         except subprocess.TimeoutExpired:
             head.kill()
             head.wait()

@@ -1,6 +1,7 @@
 """Jobs on a real cluster with token authentication."""
 
 import json
+import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -106,3 +107,27 @@ def test_doctor_looks_at_the_cluster(cluster: Cluster) -> None:
     for name in ("cluster", "cluster token", "nodes", "token", "command"):
         assert checks[name]["status"] == "ok", checks[name]
     assert "1 alive" in checks["nodes"]["detail"]
+
+
+def test_leaving_a_job_does_not_end_it(cluster: Cluster, work: Path) -> None:
+    options = ["--working-dir", str(work), "--json"]
+    # No cluster starts a job within a second, so this leaves it in the queue.
+    queued = cluster.run("submit", *options, "--pending-timeout", "1", "--", "doctor", "--json")
+    assert queued.returncode == 2
+    assert "still PENDING after 1 s" in " ".join(queued.stderr.split())
+    command = [*RAYSYS, "submit", *options, "--", "doctor", "--json"]
+    leaver = subprocess.Popen(
+        command, env=cluster.env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert leaver.stderr is not None
+    assert "attached to doctor-" in leaver.stderr.readline()
+    leaver.send_signal(signal.SIGINT)
+    assert "goes on without us" in leaver.communicate(timeout=60)[1]
+    assert leaver.returncode == 130
+    stayer = cluster.run("submit", *options, "--", "doctor", "--json")
+    result = json.loads(stayer.stdout)
+    assert result["attached"]
+    assert result["status"] in ("SUCCEEDED", "FAILED")  # a doctor may find faults
+    assert '"counts"' in stayer.stderr
+    again = cluster.run("submit", *options, "--again", "--no-wait", "--", "doctor", "--json")
+    assert json.loads(again.stdout)["submission_id"] == result["submission_id"] + "-2"

@@ -40,6 +40,25 @@ def test_a_fault_is_named(tmp_path: Path, value: object, message: str) -> None:
     assert "\n" not in str(caught.value)
 
 
+def test_overrides(tmp_path: Path) -> None:
+    path = write(tmp_path, {"models": {"ctr": {"run": "/r"}}})
+    changes = ["http.port=81", "models.news.run=/n", "models.ctr.run=/other", "fused=true"]
+    config = load_config(path, changes)
+    assert config.http.port == 81
+    assert config.models.news == Model(run=Path("/n"))
+    assert config.models.ctr == Model(run=Path("/other"))
+    assert config.fused
+    for wrong, message in (
+        ("http.prot=81", "did you mean port"),
+        ("http", "no override"),
+        ("http..port=1", "no override"),
+        ("models.ctr.run.x=1", "run holds a value"),
+        ("http.port=[", "not valid YAML"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            load_config(path, [wrong])
+
+
 def test_unreadable_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="No such file"):
         load_config(tmp_path / "absent.yaml")
