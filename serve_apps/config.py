@@ -1,14 +1,13 @@
 """The one strict config of a server: everything that is deployed is rendered from it."""
 
-import difflib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from raysys.errors import ArtifactError, ConfigError
+from raysys.errors import ArtifactError
+from raysys.options import resolve
 
 APP = "raysys"
 Count = Annotated[int, Field(ge=1)]
@@ -120,45 +119,17 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> ServeConfig:
 
     Args:
         path: of the file.
-        overrides: such as `http.port=8001`; values are read as YAML.
+        overrides: such as `http.port=8001`.
 
     Raises:
         ConfigError: unreadable, an unknown key (with the nearest valid one) or a bad value.
     """
-    try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"{path}: {error.strerror or error}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from error
-    if not isinstance(raw, dict):
-        raise ConfigError(f"{path}: expected keys such as http: and models:")
-    for override in overrides:
-        _set(raw, override)
-    try:
-        config = ServeConfig.model_validate(raw)
-    except ValidationError as error:
-        raise ConfigError(f"{path}: {_explain(error)}") from error
+    config = resolve(ServeConfig, path, overrides)
     models = {
         name: model.model_copy(update={"run": model.run.expanduser().absolute()})
         for name, model in config.models.served()
     }
     return config.model_copy(update={"models": Models(**models)})
-
-
-def _set(raw: dict[str, Any], override: str) -> None:
-    key, equals, value = override.partition("=")
-    *parents, last = key.split(".")
-    if not equals or not all([*parents, last]):
-        raise ConfigError(f"{override!r} is no override; write key.key=value")
-    for parent in parents:
-        raw = raw.setdefault(parent, {})
-        if not isinstance(raw, dict):
-            raise ConfigError(f"{override!r}: {parent} holds a value, not keys")
-    try:
-        raw[last] = yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{override!r}: not valid YAML after =") from error
 
 
 def check_family(recipe: str, family: Family, model: Model) -> None:
@@ -171,24 +142,3 @@ def check_family(recipe: str, family: Family, model: Model) -> None:
         raise ArtifactError(
             f"models.{family}: {model.run} was trained by {recipe}, which is no {family} recipe"
         )
-
-
-def _explain(error: ValidationError) -> str:
-    """One fault in words; a misspelt key first, since it often causes the others."""
-    first = min(error.errors(), key=lambda fault: fault["type"] != "extra_forbidden")
-    where = ".".join(str(part) for part in first["loc"])
-    if first["type"] != "extra_forbidden":
-        message = first["msg"].removeprefix("Value error, ")
-        return f"{where}: {message}" if where else message
-    valid = _keys_beside(first["loc"])
-    near = difflib.get_close_matches(str(first["loc"][-1]), valid, n=1, cutoff=0)
-    return f"unknown key {where}; did you mean {near[0]}? Valid here: {', '.join(valid)}"
-
-
-def _keys_beside(location: tuple[int | str, ...]) -> list[str]:
-    kind: Any = ServeConfig
-    for part in location[:-1]:
-        annotation = kind.model_fields[part].annotation
-        options = getattr(annotation, "__args__", (annotation,))
-        kind = next(option for option in options if isinstance(option, type))
-    return list(kind.model_fields)
