@@ -216,8 +216,9 @@ def _worker(job: dict[str, Any]) -> None:
     record: RunRecord = job["record"]
     settings: TrainConfig = job["settings"]
     torch.set_num_threads(settings.threads_per_worker)
-    # Ray prints every report of every worker otherwise.
-    logging.getLogger("ray.train").setLevel(logging.WARNING)
+    # Ray would print every report of every worker, by a logger that its own level does not reach.
+    logging.getLogger().setLevel(logging.WARNING)
+    logging.getLogger("raysys").setLevel(logging.INFO)
     try:
         check_current(files.record, record.attempt)
         if code_fingerprint() != record.code and not job["allow_code_change"]:

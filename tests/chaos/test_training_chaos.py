@@ -104,26 +104,52 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def test_two_machines_become_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The second of two nodes goes away; the run shrinks and goes on from the same batch."""
+@pytest.fixture
+def two_nodes(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
+    """Two machines of one CPU each."""
     toy_environment(monkeypatch)
-    train = settings(workers=(1, 2), checkpoint_every_steps=2)
-    config = ToyConfig(dropout=0, step_sleep=0.2, train=train)
+    monkeypatch.setenv("RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S", "0.5")
     head = {"num_cpus": 1, "include_dashboard": True, "dashboard_port": free_port()}
     cluster = Cluster(initialize_head=True, head_node_args=head)
-    try:
-        second = cluster.add_node(num_cpus=1)
-        driver = subprocess.Popen(
-            [sys.executable, "-c", SCRIPT, str(tmp_path / "run"), config.model_dump_json()],
-            env={**os.environ, "RAY_ADDRESS": cluster.address},
-        )
-        while not any((tmp_path / "run" / "checkpoints").glob("step-*")):
-            assert driver.poll() is None
-            time.sleep(0.05)
-        cluster.remove_node(second, allow_graceful=False)
-        assert driver.wait() == 0
-    finally:
-        cluster.shutdown()
+    cluster.add_node(num_cpus=1)
+    yield cluster
+    cluster.shutdown()
+
+
+def drive(cluster: Cluster, folder: Path, config: ToyConfig) -> subprocess.Popen[bytes]:
+    """A driver of `config` on the cluster, which has begun to train."""
+    driver = subprocess.Popen(
+        [sys.executable, "-c", SCRIPT, str(folder), config.model_dump_json()],
+        env={**os.environ, "RAY_ADDRESS": cluster.address},
+    )
+    while not ((folder / "metrics.jsonl").exists() and (folder / "metrics.jsonl").stat().st_size):
+        assert driver.poll() is None
+        time.sleep(0.05)
+    return driver
+
+
+def test_a_preempted_node_is_saved_in_time(tmp_path: Path, two_nodes: Cluster) -> None:
+    """Ray says that a node will go: a checkpoint is written although none was due."""
+    train = settings(checkpoint_every_steps=None, log_every_steps=1, keep_checkpoints=50)
+    driver = drive(two_nodes, tmp_path, ToyConfig(dropout=0, step_sleep=0.5, train=train))
+    node = two_nodes.worker_nodes.copy().pop().node_id
+    drain = [Path(sys.executable).with_name("ray"), "drain-node", "--node-id", node]
+    drain += ["--address", two_nodes.address, "--reason", "DRAIN_NODE_REASON_PREEMPTION"]
+    drain += ["--reason-message", "spot", "--deadline-remaining-seconds", "60"]
+    subprocess.run(drain, check=True)
+    assert driver.wait() == 0
+    steps = {int(path.name[5:]) for path in (tmp_path / "checkpoints").glob("step-*")}
+    print(f"\ncheckpoints of the preempted run: {sorted(steps)}, epochs end at 8, 16, 24")
+    assert steps > {8, 16, 24}
+
+
+def test_two_machines_become_one(tmp_path: Path, two_nodes: Cluster) -> None:
+    """The second of two nodes goes away; the run shrinks and goes on from the same batch."""
+    train = settings(workers=(1, 2), checkpoint_every_steps=2, log_every_steps=1)
+    config = ToyConfig(dropout=0, step_sleep=0.2, train=train)
+    driver = drive(two_nodes, tmp_path / "run", config)
+    two_nodes.remove_node(two_nodes.worker_nodes.copy().pop(), allow_graceful=False)
+    assert driver.wait() == 0
     done = json.loads((tmp_path / "run" / "checkpoints" / "done.json").read_text())
     assert (done["world"], done["step"]) == (1, 24)
     calm = ToyConfig(dropout=0, train=settings(workers=0))

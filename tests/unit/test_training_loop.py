@@ -136,6 +136,20 @@ def test_a_damaged_newest_checkpoint_costs_steps_not_bits(
     assert where(broken) == where(tmp_path / "whole")
 
 
+def test_a_preempted_machine_is_saved_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Doomed(Listener):
+        def preempted(self) -> bool:
+            return self.asked == 11
+
+    monkeypatch.setattr("raysys.training.loop._POLL_SECONDS", 0.0)
+    config = ToyConfig(train=settings(epochs=2))
+    run(tmp_path, config, Doomed())
+    kept = sorted(int(path.name[5:]) for path in (tmp_path / "checkpoints").glob("step-*"))
+    assert kept == [8, 11, 16]
+
+
 def test_a_finished_run_is_not_trained_again(tmp_path: Path) -> None:
     config = ToyConfig(train=settings())
     first = run(tmp_path, config)
