@@ -1,7 +1,7 @@
-"""Training loader: global batches of impressions by random access, one slice per worker.
+"""Training loader: global batches of impressions by random access, in disjoint parts.
 
-`batch(epoch, step)` depends only on (seed, epoch, step, rank, world size), so that a resumed
-run reads exactly what the undisturbed one would have read, without replaying anything.
+`batch(epoch, step, part, parts)` depends on nothing but its arguments and the seed, so that a
+resumed run reads exactly what the undisturbed one would have read, without replaying anything.
 """
 
 from typing import Literal
@@ -58,8 +58,6 @@ class ImpressionLoader:
         *,
         batch_size: int,
         seed: int,
-        rank: int = 0,
-        world_size: int = 1,
         candidates: Literal["all", "sampled"] = "all",
         negatives: int = 4,
         split: str = "train",
@@ -69,8 +67,6 @@ class ImpressionLoader:
         self.collator = collator
         self.batch_size = batch_size
         self.seed = seed
-        self.rank = rank
-        self.world_size = world_size
         self.negatives = negatives
         rows = data.impressions
         chosen = rows.of(split)
@@ -107,27 +103,32 @@ class ImpressionLoader:
         """Global batches in one epoch; the last may be smaller."""
         return -(-self.samples // self.batch_size)
 
-    def batch(self, epoch: int, step: int) -> Batch:
-        """This worker's slice of global batch `step` of `epoch`; may be empty at the end."""
-        if self._order is None or self._order[0] != epoch:
+    def batch(self, epoch: int, step: int, part: int = 0, parts: int = 1) -> Batch | None:
+        """Part `part` of `parts` of global batch `step` of `epoch`; None if nothing is left."""
+        order = self._order
+        if order is None or order[0] != epoch:
             generator = np.random.Generator(np.random.Philox(key=[self.seed, epoch]))
-            self._order = (epoch, generator.permutation(self.samples))
-        picked = self._order[1][step * self.batch_size : (step + 1) * self.batch_size]
+            self._order = order = (epoch, generator.permutation(self.samples))
+        picked = order[1][step * self.batch_size : (step + 1) * self.batch_size]
+        if len(picked[part::parts]) == 0:
+            return None
         if self.sampled:
-            pointers = self._sampled(picked, epoch, step)
+            pointers = self._sampled(picked, epoch, step, slice(part, None, parts))
         else:
-            mine = self._unit[picked[self.rank :: self.world_size]]
+            mine = self._unit[picked[part::parts]]
             pointers = pointers_of(self.data.impressions, mine, self.data.codec)
         return self.collator(pointers)
 
-    def _sampled(self, picked: npt.NDArray[np.int64], epoch: int, step: int) -> Pointers:
-        """Clicks with sampled negatives; drawn for the global batch, so for any world size."""
+    def _sampled(
+        self, picked: npt.NDArray[np.int64], epoch: int, step: int, part: slice
+    ) -> Pointers:
+        """Clicks with sampled negatives; drawn for the global batch, so equal for any parts."""
         rows = self.data.impressions
         counter = [0, 0, epoch, step]
         generator = np.random.Generator(np.random.Philox(key=[self.seed, 1], counter=counter))
         size = int(np.diff(rows.offsets).max())
-        keys = generator.random((len(picked), size))[self.rank :: self.world_size]
-        mine = picked[self.rank :: self.world_size]
+        keys = generator.random((len(picked), size))[part]
+        mine = picked[part]
         owner = self._owner[mine]
         begin = rows.offsets[owner][:, None] + np.arange(size)
         inside = begin < rows.offsets[owner + 1][:, None]

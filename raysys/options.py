@@ -1,0 +1,136 @@
+"""Options: a frozen pydantic model filled from a YAML file and `a.b=c` overrides, strictly."""
+
+import difflib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, TypeVar, get_args
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from raysys.errors import ConfigError
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+def load_yaml(path: Path) -> dict[str, Any]:
+    """A YAML file that holds a mapping.
+
+    Raises:
+        ConfigError: missing, not YAML, or something else than a mapping.
+    """
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror})") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not valid YAML ({error})") from error
+    if raw is None:
+        return {}
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{path}: expected `key: value` lines, found a {type(raw).__name__}")
+    return raw
+
+
+def parse_overrides(assignments: Iterable[str]) -> dict[str, Any]:
+    """`["train.lr=0.01", "model.hidden=[64,32]"]` as a nested mapping; values are YAML.
+
+    Raises:
+        ConfigError: an assignment without `=`, or one below a plain value.
+    """
+    tree: dict[str, Any] = {}
+    for assignment in assignments:
+        key, equals, text = assignment.partition("=")
+        if not equals or not key:
+            raise ConfigError(f"{assignment!r} is no override; write key=value, e.g. train.lr=0.01")
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise ConfigError(f"{assignment!r}: the value is not valid YAML ({error})") from error
+        if isinstance(value, str):
+            value = _number(value)
+        node = tree
+        *parents, leaf = key.split(".")
+        for parent in parents:
+            node = node.setdefault(parent, {})
+            if not isinstance(node, dict):
+                raise ConfigError(f"{assignment!r}: {parent} has been given a plain value already")
+        node[leaf] = value
+    return tree
+
+
+def _number(text: str) -> Any:
+    """YAML 1.1 reads 1e-3 as text; people mean the number."""
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """`over` laid upon `base`, mapping by mapping."""
+    out = dict(base)
+    for key, value in over.items():
+        old = out.get(key)
+        out[key] = merge(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+    return out
+
+
+def validate(kind: type[Model], values: dict[str, Any], source: str = "options") -> Model:
+    """Build `kind`; every fault in one message, unknown keys with the nearest valid ones.
+
+    Raises:
+        ConfigError: an unknown key or an impossible value.
+    """
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        faults = [_fault(kind, fault) for fault in error.errors()]
+        raise ConfigError(f"{source}: " + "; ".join(faults)) from error
+
+
+def _fault(kind: type[BaseModel], fault: Any) -> str:
+    where = ".".join(str(part) for part in fault["loc"])
+    if fault["type"] != "extra_forbidden":
+        return f"{where}: {fault['msg']}"
+    *parents, key = (str(part) for part in fault["loc"])
+    known = _keys(kind, parents)
+    near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+    hint = f"did you mean {'.'.join([*parents, near[0]])}?" if near else f"valid: {', '.join(known)}"
+    return f"unknown key {where}; {hint}"
+
+
+def _keys(kind: type[BaseModel], path: list[str]) -> list[str]:
+    """Field names of the model reached from `kind` by `path`."""
+    for part in path:
+        field = kind.model_fields.get(part)
+        models = _models(field.annotation) if field else []
+        if not models:
+            # A list index or the tag of a union: stay where we are.
+            continue
+        kind = models[0]
+    return sorted(kind.model_fields)
+
+
+def _models(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [model for part in get_args(annotation) for model in _models(part)]
+
+
+def resolve(
+    kind: type[Model],
+    config: Path | None = None,
+    overrides: Iterable[str] = (),
+    defaults: dict[str, Any] | None = None,
+) -> Model:
+    """Defaults, then the YAML file, then the overrides, validated as `kind`.
+
+    Raises:
+        ConfigError: see `load_yaml`, `parse_overrides` and `validate`.
+    """
+    values = dict(defaults or {})
+    if config is not None:
+        values = merge(values, load_yaml(config))
+    values = merge(values, parse_overrides(overrides))
+    return validate(kind, values, str(config) if config else "options")
