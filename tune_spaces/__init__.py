@@ -1,0 +1,1 @@
+"""Hyper-parameter sweeps: one module per search space, run by Ray Tune."""
