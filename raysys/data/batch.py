@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -88,20 +89,22 @@ class Collator:
         self.histories = histories
         self.codec = codec
         self.length = length
+        self._past = codec.translator(histories.codec)
+        # Requests come from one or two codecs for the life of a collator.
+        self._present = lru_cache(maxsize=4)(codec.translator)
 
     def __call__(self, pointers: Pointers) -> Batch:
         """Make the batch; its window is as wide as its longest history, at most `length`."""
         window = self.histories.window(pointers.start, pointers.end, self.length, pointers.ts)
         tensor = torch.from_numpy
-        context = self.codec.translate(pointers.codec, pointers.context)
-        past = self.codec.translate(self.histories.codec, window.context.astype(np.int32))
         # Padding keeps code 0 in every feature, so that masked slots carry nothing.
+        context = self._present(pointers.codec)(pointers.context)
         clicks, orders = pointers.clicks, pointers.orders
         return Batch(
-            context=tensor(context.astype(np.int64)),
+            context=tensor(context),
             history_items=tensor(window.items),
             history_mask=tensor(window.mask),
-            history_context=tensor(past.astype(np.int64)),
+            history_context=tensor(self._past(window.context)),
             history_behaviour=tensor(window.behaviour),
             history_age_s=tensor(window.age_s),
             history_length=tensor(window.length),

@@ -5,6 +5,7 @@ numeric feature, the buckets between its edges).
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -12,6 +13,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import BaseModel, ConfigDict
+
+from raysys.errors import ConfigError
 
 MISSING = 0
 OOV = 1
@@ -79,34 +82,48 @@ class ContextCodec(BaseModel):
             codes[:, index] = feature.encode(column)
         return codes
 
-    def translation(self, source: "ContextCodec") -> list[Int32Array]:
-        """Per feature of this codec, the table from a source code to a code of ours.
+    def translator(self, source: "ContextCodec") -> "Translator":
+        """What turns codes of `source` into codes of this codec.
 
         A data set is encoded once with all its declared values; a model knows the training
         values only. Values it never saw become out-of-vocabulary.
+
+        Raises:
+            ConfigError: a numeric feature whose bucket edges differ.
         """
-        by_name = {feature.name: feature for feature in source.features}
-        tables: list[Int32Array] = []
+        position = {feature.name: index for index, feature in enumerate(source.features)}
+        tables: list[tuple[int, Int32Array] | None] = []
         for feature in self.features:
-            other = by_name.get(feature.name)
-            if other is None:
-                tables.append(np.zeros(1, np.int32))
-            elif feature.kind == "numeric":
+            index = position.get(feature.name)
+            if index is None:
+                tables.append(None)
+                continue
+            other = source.features[index]
+            if feature.kind == "numeric":
                 if other.edges != feature.edges:
-                    raise ValueError(f"context feature {feature.name}: bucket edges differ")
-                tables.append(np.arange(other.cardinality, dtype=np.int32))
+                    raise ConfigError(
+                        f"context feature {feature.name}: the bucket edges of the data differ from "
+                        "those of the model; use data imported with the same edges"
+                    )
+                table = np.arange(other.cardinality, dtype=np.int32)
             else:
                 known = feature.encode(pa.array(other.values, pa.string()))
-                tables.append(np.concatenate([np.array([MISSING, OOV], np.int32), known]))
-        return tables
+                table = np.concatenate([np.array([MISSING, OOV], np.int32), known])
+            tables.append((index, table))
+        return Translator(tuple(tables))
 
-    def translate(self, source: "ContextCodec", codes: Int32Array) -> Int32Array:
-        """Codes [..., F'] of `source` as codes [..., F] of this codec."""
-        position = {name: index for index, name in enumerate(source.names)}
-        out = np.zeros((*codes.shape[:-1], len(self.features)), np.int32)
-        for index, (feature, table) in enumerate(
-            zip(self.features, self.translation(source), strict=True)
-        ):
-            if feature.name in position:
-                out[..., index] = table[codes[..., position[feature.name]]]
+
+@dataclass(frozen=True)
+class Translator:
+    """Per feature of a codec: the column of the source codes and the table to look up in."""
+
+    tables: tuple[tuple[int, Int32Array] | None, ...]
+
+    def __call__(self, codes: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
+        """Codes [..., F'] of the source as codes [..., F]; features it lacks are missing."""
+        out = np.zeros((*codes.shape[:-1], len(self.tables)), np.int64)
+        for column, entry in enumerate(self.tables):
+            if entry is not None:
+                index, table = entry
+                out[..., column] = table[codes[..., index]]
         return out

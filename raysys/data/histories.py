@@ -91,11 +91,16 @@ class Histories:
 
     def begin(self, user_rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """First event row of each user [B]; 0 for an unknown user, whose end is 0 too."""
-        return np.where(user_rows < 0, 0, self.start[np.maximum(user_rows, 0)])
+        return self._bound(user_rows, 0)
 
     def finish(self, user_rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """Last event row + 1 of each user [B]; 0 for an unknown user."""
-        return np.where(user_rows < 0, 0, self.start[np.maximum(user_rows, 0) + 1])
+        return self._bound(user_rows, 1)
+
+    def _bound(self, user_rows: npt.NDArray[np.int64], shift: int) -> npt.NDArray[np.int64]:
+        if len(self.users) == 0:
+            return np.zeros(len(user_rows), np.int64)
+        return np.where(user_rows < 0, 0, self.start[np.maximum(user_rows, 0) + shift])
 
     def window(
         self,
