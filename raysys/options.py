@@ -126,11 +126,22 @@ def resolve(
 ) -> Model:
     """Defaults, then the YAML file, then the overrides, validated as `kind`.
 
+    A part that is a model itself keeps those of its defaults that nothing overrides, also where
+    `kind` gives the part other defaults than the part's own class has.
+
     Raises:
         ConfigError: see `load_yaml`, `parse_overrides` and `validate`.
     """
-    values = dict(defaults or {})
+    values = merge(_nested_defaults(kind), defaults or {})
     if config is not None:
         values = merge(values, load_yaml(config))
     values = merge(values, parse_overrides(overrides))
     return validate(kind, values, str(config) if config else "options")
+
+
+def _nested_defaults(kind: type[BaseModel]) -> dict[str, Any]:
+    return {
+        name: field.default.model_dump()
+        for name, field in kind.model_fields.items()
+        if isinstance(field.default, BaseModel)
+    }

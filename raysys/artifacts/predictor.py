@@ -56,6 +56,7 @@ class Predictor:
         known = histories if histories is not None else run.histories
         self.histories = known if known is not None else Histories.empty(self.codec)
         self.unknown: Counter[str] = Counter()
+        self._collate = self._collator(self.histories)
 
     @classmethod
     def load(
@@ -155,21 +156,23 @@ class Predictor:
         stored = columns.stored()
         if len(stored):
             part = columns if len(stored) == len(columns) else columns.take(stored)
-            yield from self._chunks(part, stored, self.histories)
+            yield from self._chunks(part, stored, self._collate)
         if columns.inline:
             chosen = np.array(sorted(columns.inline), np.int64)
             own = columns.inline_histories(self.run.catalogue, self.codec)
-            yield from self._chunks(columns.renamed_inline(), chosen, own)
+            yield from self._chunks(columns.renamed_inline(), chosen, self._collator(own))
+
+    def _collator(self, histories: Histories) -> Collator:
+        return Collator(histories, self.codec, self.model.history_length)
 
     def _chunks(
-        self, part: Requests, names: npt.NDArray[np.int64], histories: Histories
+        self, part: Requests, names: npt.NDArray[np.int64], collate: Collator
     ) -> Iterator[tuple[npt.NDArray[np.int64], Batch]]:
-        collate = Collator(histories, self.codec, self.model.history_length)
         size = max(1, ROWS_PER_BATCH // int(part.counts.max(initial=1)))
         for begin in range(0, len(part), size):
             chosen = np.arange(begin, min(begin + size, len(part)))
             chunk = part if len(chosen) == len(part) else part.take(chosen)
-            pointers = chunk.pointers(self.run.catalogue, histories, self.codec)
+            pointers = chunk.pointers(self.run.catalogue, collate.histories, self.codec)
             self.unknown["items"] += int((pointers.candidates == OOV).sum())
             self.unknown["users"] += int((pointers.end == pointers.start).sum())
             yield names[chosen], collate(pointers).to(self.device)

@@ -1,0 +1,56 @@
+"""`raysys bench NAME`: side-by-side measurements; one JSON each."""
+
+import difflib
+import importlib
+import inspect
+import json
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from bench.record import record as write_record
+from raysys.errors import ConfigError
+from raysys.options import parse_overrides
+
+BENCHES = {
+    "ctr-train": "bench.ctr_train",
+    "metrics": "bench.metrics",
+    "serve": "bench.serve",
+    "world": "bench.world",
+}
+
+
+def bench(
+    name: Annotated[str, typer.Argument(help=", ".join(BENCHES))],
+    options: Annotated[
+        list[str] | None, typer.Argument(help="key=value options of the measurement")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")] = False,
+    record: Annotated[
+        bool, typer.Option("--record", help="Write the figures into docs/results.md.")
+    ] = False,
+) -> None:
+    """Measure NAME on this machine, beside its peer where it has one."""
+    if name not in BENCHES:
+        near = difflib.get_close_matches(name, BENCHES, n=1, cutoff=0.3)
+        hint = f"did you mean {near[0]}? " if near else ""
+        raise ConfigError(f"no bench is called {name!r}; {hint}There are {', '.join(BENCHES)}")
+    run = importlib.import_module(BENCHES[name]).run
+    given = parse_overrides(options or [])
+    known = list(inspect.signature(run).parameters)
+    for key in given:
+        if key not in known:
+            raise ConfigError(f"bench {name}: unknown option {key}; valid: {', '.join(known)}")
+    result: dict[str, Any] = run(**given)
+    command = " ".join(["raysys bench", name, *(options or []), "--json"])
+    if record:
+        write_record(name, command, result)
+    if as_json:
+        typer.echo(json.dumps(result, indent=2))
+        return
+    table = Table("figure", "value", title=command)
+    for key, value in result.items():
+        table.add_row(key, json.dumps(value) if isinstance(value, dict | list) else str(value))
+    Console().print(table)

@@ -1,0 +1,239 @@
+"""Train a ranker: data set → features and text vectors → training → run folder.
+
+One program for all rankers on logged impressions; a recipe is this program with a model and
+its defaults (`raysys.recipes.registry`).
+"""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializationInfo,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+)
+from torch import Tensor
+
+from raysys.artifacts.ranker import Ranker
+from raysys.artifacts.run import save_run
+from raysys.data.batch import Batch, Collator
+from raysys.data.catalogue import Catalogue
+from raysys.data.dataset import Dataset
+from raysys.data.features import FeatureConfig, FeatureSpace, fit_features
+from raysys.data.prepared import Prepared, cache_root, prepare
+from raysys.data.sampling import ImpressionLoader, pointers_of
+from raysys.llm.embed import embed_items
+from raysys.llm.encoder import EncoderSpec
+from raysys.llm.vectors import VectorTable
+from raysys.metrics import ranking
+from raysys.metrics.blocks import tie_blocks
+from raysys.training import Outcome, Session, TrainConfig, World, fit, launch
+
+Positive = Annotated[int, Field(ge=1)]
+
+
+class RankerRecipe(BaseModel):
+    """Config of a ranker recipe. A subclass fixes `recipe`, `model` and its defaults.
+
+    batch_size: impressions (candidates=all) or clicks (candidates=sampled) in one global batch.
+    train_limit, valid_limit: at most so many impressions, the newest.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    recipe: str
+    data: str
+    vector_table: str | None = None  # default: a table of the data set in the cache folder
+    encoder: EncoderSpec = EncoderSpec()
+    features: FeatureConfig = FeatureConfig()
+    model: BaseModel
+    batch_size: Positive = 128
+    candidates: Literal["all", "sampled"] = "all"
+    negatives: Positive = 4
+    train_limit: Positive | None = None
+    valid_limit: Positive = 20_000
+    with_histories: bool = True  # keep user histories in the run, so that it serves by itself
+    train: TrainConfig = TrainConfig()
+
+    @model_serializer(mode="wrap")
+    def _serialise(
+        self, handler: SerializerFunctionWrapHandler, info: SerializationInfo
+    ) -> dict[str, Any]:
+        fields: dict[str, Any] = handler(self)
+        if info.context and info.context.get("identity"):
+            # Where files lie does not change what is learned; the data card names the data.
+            return {k: v for k, v in fields.items() if k not in ("data", "vector_table")}
+        return fields
+
+
+class RankingTask:
+    """A ranker, its loss, and its ranking quality on the validation split."""
+
+    def __init__(self, model: Ranker, data: Prepared, collator: Collator, limit: int) -> None:
+        self.model = model
+        self._data = data
+        self._collator = collator
+        rows = data.impressions
+        valid = rows.of("valid")
+        newest = valid[np.argsort(rows.ts[valid], kind="stable")[-limit:]]
+        self._valid = np.sort(newest)
+
+    def loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """(sum of losses, weight) of a micro batch."""
+        return self.model.loss(batch)
+
+    def validate(self, world: World) -> dict[str, float]:
+        """`gauc`: mean AUC over the groups of the data card with both labels; empty without a
+        validation split."""
+        if len(self._valid) == 0:
+            return {}
+        rows = self._data.impressions
+        mine = self._valid[world.rows(len(self._valid))]
+        scores = world.gather(self._scores(mine, world.device))
+        flat = rows.rows(self._valid)
+        counts = rows.offsets[self._valid + 1] - rows.offsets[self._valid]
+        by_user = self._data.dataset.card.group_key != "impression"
+        owner = rows.user[self._valid] if by_user else np.arange(len(self._valid))
+        groups = np.unique(np.repeat(owner, counts), return_inverse=True)[1]
+        per_group = ranking.auc(tie_blocks(scores, rows.click[flat], groups))
+        defined = per_group[~np.isnan(per_group)]
+        return {"gauc": float(defined.mean())} if len(defined) else {}
+
+    def _scores(
+        self, impressions: npt.NDArray[np.int64], device: torch.device
+    ) -> npt.NDArray[np.float64]:
+        out = [np.zeros(0)]
+        for begin in range(0, len(impressions), 256):
+            chosen = impressions[begin : begin + 256]
+            pointers = pointers_of(
+                self._data.impressions, chosen, self._data.codec, labels=False
+            )
+            batch = self._collator(pointers).to(device)
+            out.append(self.model(batch).score[batch.candidate_mask].double().cpu().numpy())
+        return np.concatenate(out)
+
+
+def run(
+    config: RankerRecipe,
+    out: Path,
+    *,
+    allow_code_change: bool = False,
+    show_progress: bool = True,
+) -> Outcome:
+    """Train to the end, or go on where an earlier launch of the same command stopped.
+
+    Raises:
+        RaysysError: bad data or options; nothing is left behind if nothing had been learned.
+    """
+    dataset = Dataset(config.data)
+    data = prepare(dataset)
+    _loader(config, data, Collator(data.histories, data.codec, 1))  # refuses constant labels
+    if config.features.vectors:
+        embed_items(dataset, _table(config, dataset), config.encoder, config.features.vectors)
+    return launch(
+        train,
+        config,
+        config.train,
+        out,
+        data_card_id=dataset.manifest.data_card_id,
+        allow_code_change=allow_code_change,
+        show_progress=show_progress,
+    )
+
+
+def train(config: RankerRecipe, session: Session) -> dict[str, Any]:
+    """What every worker runs; rank 0 writes the run folder."""
+    data = prepare(Dataset(config.data))
+    items = data.dataset.table("items")
+    vectors, specs = _vectors(config, data)
+    widths = {name: values.shape[1] for name, values in vectors.items()}
+    features = fit_features(data, config.features, widths)
+    model = _model(config, features)
+    model.bind(Catalogue.build(items, features, vectors))
+    collator = Collator(data.histories, features.contexts, model.history_length)
+    task = RankingTask(model, data, collator, config.valid_limit)
+    result = fit(task, _loader(config, data, collator), config.train, session)
+    summary = {
+        "step": result.step,
+        "epochs": result.epochs,
+        "stopped": result.stopped,
+        "validation": result.metrics,
+        "weights_sha256": result.weights_sha256,
+    }
+    if World.current(config.train.device).leads:
+        saved = save_run(
+            session.run_dir,
+            model=task.model,
+            model_options=config.model,
+            features=features,
+            items=items,
+            vectors=vectors,
+            vector_specs=specs,
+            recipe=config.recipe,
+            recipe_options=config.model_dump(mode="json", context={"identity": True}),
+            data_card=data.dataset.card,
+            card_text=_card(config, data, summary),
+            histories=data.histories if config.with_histories else None,
+        )
+        summary["model_id"] = saved.model_id
+    return summary
+
+
+def _model(config: RankerRecipe, features: FeatureSpace) -> Ranker:
+    # Looked up by recipe, because the class of the options alone does not name the model.
+    from raysys.recipes.registry import MODELS
+
+    return MODELS[config.recipe].from_config(config.model, features)
+
+
+def _loader(config: RankerRecipe, data: Prepared, collator: Collator) -> ImpressionLoader:
+    return ImpressionLoader(
+        data,
+        collator,
+        batch_size=config.batch_size,
+        seed=config.train.seed,
+        candidates=config.candidates,
+        negatives=config.negatives,
+        limit=config.train_limit,
+    )
+
+
+def _table(config: RankerRecipe, dataset: Dataset) -> Path:
+    if config.vector_table is not None:
+        return Path(config.vector_table)
+    return cache_root() / "vectors" / dataset.manifest.hash
+
+
+def _vectors(
+    config: RankerRecipe, data: Prepared
+) -> tuple[dict[str, npt.NDArray[np.float32]], dict[str, dict[str, Any]]]:
+    """Frozen vectors [N, D] by field in catalogue order, and what encoded them."""
+    if not config.features.vectors:
+        return {}, {}
+    table = VectorTable(_table(config, data.dataset))
+    encoders = table.encoders()
+    ids = data.item_ids.to_pylist()
+    vectors = {field: table.bound("item", field, ids) for field in config.features.vectors}
+    return vectors, {field: encoders["item", field] for field in config.features.vectors}
+
+
+def _card(config: RankerRecipe, data: Prepared, summary: dict[str, Any]) -> str:
+    card = data.dataset.card
+    validation = ", ".join(f"{k} {v:.4f}" for k, v in summary["validation"].items()) or "none"
+    return (
+        f"# {config.recipe} on {card.dataset}\n\n"
+        f"Trained for {summary['epochs']} epochs ({summary['step']} steps, stopped: "
+        f"{summary['stopped']}), seed {config.train.seed}. Validation: {validation}.\n\n"
+        f"Data card `{card.id}`: {card.label_rule} Split: {card.split_rule}. "
+        f"Licence of the data: {card.licence}.\n\n"
+        "```python\n"
+        "from raysys.artifacts.predictor import Predictor\n\n"
+        "table = Predictor.load(RUN).score(requests)\n"
+        "```\n"
+    )

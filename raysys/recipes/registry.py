@@ -1,0 +1,68 @@
+"""Recipes by name: which model, which defaults."""
+
+import difflib
+from typing import Literal
+
+from raysys.artifacts.ranker import Ranker
+from raysys.ctr.dcnv2 import DCNv2, DCNv2Config
+from raysys.ctr.din import DIN, DINConfig
+from raysys.data.features import FeatureConfig
+from raysys.errors import ConfigError
+from raysys.news.nrms import NRMS, NRMSConfig
+from raysys.recipes.ranker import Positive, RankerRecipe
+from raysys.training import EarlyStopping, TrainConfig
+
+_CTR_TRAIN = TrainConfig(
+    epochs=10, lr=1e-3, weight_decay=1e-4, early_stopping=EarlyStopping(metric="gauc", patience=2)
+)
+_NEWS_TRAIN = TrainConfig(
+    epochs=10, lr=5e-4, weight_decay=1e-4, early_stopping=EarlyStopping(metric="gauc", patience=3)
+)
+
+
+class DINRecipe(RankerRecipe):
+    """`ctr/din`."""
+
+    recipe: Literal["ctr/din"] = "ctr/din"
+    model: DINConfig = DINConfig()
+    train: TrainConfig = _CTR_TRAIN
+
+
+class DCNv2Recipe(RankerRecipe):
+    """`ctr/dcnv2`."""
+
+    recipe: Literal["ctr/dcnv2"] = "ctr/dcnv2"
+    model: DCNv2Config = DCNv2Config()
+    train: TrainConfig = _CTR_TRAIN
+
+
+class NRMSRecipe(RankerRecipe):
+    """`news/nrms`: one click against four non-clicks of its impression."""
+
+    recipe: Literal["news/nrms"] = "news/nrms"
+    features: FeatureConfig = FeatureConfig(items=(), contexts=(), vectors=("title",))
+    model: NRMSConfig = NRMSConfig()
+    batch_size: Positive = 64
+    candidates: Literal["all", "sampled"] = "sampled"
+    train: TrainConfig = _NEWS_TRAIN
+
+
+RECIPES: dict[str, type[RankerRecipe]] = {
+    "ctr/din": DINRecipe,
+    "ctr/dcnv2": DCNv2Recipe,
+    "news/nrms": NRMSRecipe,
+}
+MODELS: dict[str, type[Ranker]] = {"ctr/din": DIN, "ctr/dcnv2": DCNv2, "news/nrms": NRMS}
+
+
+def recipe_of(name: str) -> type[RankerRecipe]:
+    """The config class of a recipe.
+
+    Raises:
+        ConfigError: no such recipe; names the nearest.
+    """
+    if name not in RECIPES:
+        near = difflib.get_close_matches(name, RECIPES, n=1, cutoff=0.3)
+        hint = f"did you mean {near[0]}? " if near else ""
+        raise ConfigError(f"no recipe is called {name!r}; {hint}There are {', '.join(RECIPES)}")
+    return RECIPES[name]
