@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from raysys.data.dataset import Dataset
+from raysys.data.dataset import Dataset, broken_parts, read_manifest
 from raysys.data.files import sha256_file
 from raysys.data.loaders.lists import codes_of
 from raysys.data.loaders.reading import combined, now_us
@@ -103,11 +103,14 @@ def check(path: Path | str, *, first: int = FIRST_FAULTS) -> Report:
     """Validate the data set folder `path` and report all faults, the first `first` per kind."""
     report = Report(path=str(path), first=first)
     try:
-        dataset = Dataset(path)
+        manifest = read_manifest(path)
     except DataError as error:
         report.add("folder", str(path), None, None, str(error))
         return report
-    _Check(dataset, report).run()
+    for part, fault in broken_parts(Path(path), manifest):
+        report.add("part", part, None, None, fault)
+    if report.ok:
+        _Check(Dataset(path), report).run()
     return report
 
 
@@ -284,8 +287,9 @@ class _Check:
         same = pc.equal(user[1:], user[:-1]).to_numpy(zero_copy_only=False)
         seq, ts = table["seq"].to_numpy(), _filled(table["ts"])
         stuck = same & (seq[1:] <= seq[:-1])
-        # Ties are fine; an unknown time says nothing, so it is compared with nothing.
-        earlier = same & (ts[1:] < ts[:-1]) & (ts[1:] != UNKNOWN_TS)
+        # Ties are fine, and so are unknown times, but only before all known ones: a search by
+        # time cannot place them anywhere else.
+        earlier = same & (ts[1:] < ts[:-1])
         for kind, bad, column, message in (
             ("unsorted", falls, "user_id", "{}: users must ascend and stay together"),
             ("unsorted", stuck, "seq", "{}: seq must rise strictly within a user"),

@@ -136,6 +136,48 @@ class DatasetWriter:
         return manifest
 
 
+def read_manifest(folder: Path | str) -> Manifest:
+    """The manifest of a data set folder.
+
+    Raises:
+        DataError: missing, damaged, or of another schema version.
+    """
+    path = Path(folder) / MANIFEST
+    if not path.is_file():
+        raise DataError(f"{folder} is no data set folder: {MANIFEST} is missing")
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: not valid JSON ({error})") from error
+    version = raw.get("schema_version") if isinstance(raw, dict) else None
+    if version != SCHEMA_VERSION:
+        raise DataError(
+            f"{path}: schema version {version}, this raysys reads version {SCHEMA_VERSION}; "
+            "make or import the data set again with this version"
+        )
+    try:
+        return Manifest.model_validate(raw)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise DataError(f"{path}: {where}: {first['msg']}") from error
+
+
+def broken_parts(folder: Path, manifest: Manifest) -> Iterator[tuple[str, str]]:
+    """(part, what is wrong with it) for every listed part that is missing or of another size."""
+    for entry in manifest.tables.values():
+        for file in entry.files:
+            part = folder / file.path
+            if not part.is_file():
+                yield file.path, "missing, though the manifest lists it"
+            elif (size := part.stat().st_size) != file.bytes:
+                yield (
+                    file.path,
+                    f"{size} bytes where the manifest says {file.bytes}; the file was cut or "
+                    "changed: make or import it again",
+                )
+
+
 class Dataset:
     """An opened data set folder.
 
@@ -147,39 +189,10 @@ class Dataset:
 
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
-        self.manifest = self._read_manifest()
-        for entry in self.manifest.tables.values():
-            for file in entry.files:
-                part = self.path / file.path
-                if not part.is_file():
-                    raise DataError(f"{part}: missing, though the manifest lists it")
-                if part.stat().st_size != file.bytes:
-                    raise DataError(
-                        f"{part}: {part.stat().st_size} bytes where the manifest says "
-                        f"{file.bytes}; the file was cut or changed: make or import it again"
-                    )
+        self.manifest = read_manifest(self.path)
+        for part, fault in broken_parts(self.path, self.manifest):
+            raise DataError(f"{self.path / part}: {fault}")
         self.schemas = table_schemas(dict(self.manifest.contexts))
-
-    def _read_manifest(self) -> Manifest:
-        path = self.path / MANIFEST
-        if not path.is_file():
-            raise DataError(f"{self.path} is no data set folder: {MANIFEST} is missing")
-        try:
-            raw = json.loads(path.read_text(encoding="utf-8"))
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise DataError(f"{path}: not valid JSON ({error})") from error
-        version = raw.get("schema_version") if isinstance(raw, dict) else None
-        if version != SCHEMA_VERSION:
-            raise DataError(
-                f"{path}: schema version {version}, this raysys reads version {SCHEMA_VERSION}; "
-                "make or import the data set again with this version"
-            )
-        try:
-            return Manifest.model_validate(raw)
-        except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(str(part) for part in first["loc"])
-            raise DataError(f"{path}: {where}: {first['msg']}") from error
 
     @property
     def card(self) -> DataCard:

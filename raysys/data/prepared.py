@@ -21,6 +21,7 @@ from raysys.data.contexts import FIRST, OOV, ContextCodec, ContextFeature
 from raysys.data.dataset import Dataset
 from raysys.data.histories import UNKNOWN_TS, Histories
 from raysys.data.schema import BEHAVIOURS, SPLITS
+from raysys.errors import DataError
 
 # Raised whenever the layout below changes, so that old caches are never read.
 CACHE_VERSION = 1
@@ -84,6 +85,9 @@ def prepare(dataset: Dataset) -> Prepared:
     """Open the cached columns of `dataset`, building them if they are missing.
 
     Two processes may build at once; the first rename wins and the other's copy is dropped.
+
+    Raises:
+        DataError: a damaged part, or events that are not sorted.
     """
     folder = cache_root() / "columns" / f"{dataset.manifest.hash}-v{CACHE_VERSION}"
     if not (folder / "DONE").is_file():
@@ -189,9 +193,16 @@ def _build_histories(
     counts = np.zeros(len(users), np.int64)
     kept = pa.array(dataset.manifest.history_behaviours, pa.string())
     kinds = pa.array(BEHAVIOURS, pa.string())
-    for part in dataset.parts("events", ["user_id", "ts", "item_id", "behaviour", "context"]):
-        part = part.filter(pc.is_in(part["behaviour"], value_set=kept))
-        owner = pc.index_in(part["user_id"], value_set=users).to_numpy()
+    wanted = ["user_id", "seq", "ts", "item_id", "behaviour", "context"]
+    last = np.array([[-1], [0], [0]])  # before the first user
+    for path, part in zip(dataset.files("events"), dataset.parts("events", wanted), strict=True):
+        owner = pc.index_in(part["user_id"], value_set=users).to_numpy().astype(np.int64)
+        order = np.stack([owner, part["seq"].to_numpy(), _times(part["ts"])])
+        _refuse_unsorted(path, np.concatenate([last, order], axis=1))
+        last = order[:, -1:] if len(part) else last
+        history = pc.is_in(part["behaviour"], value_set=kept)
+        part = part.filter(history)
+        owner = owner[history.to_numpy()]
         counts += np.bincount(owner, minlength=len(users))
         item.append(item_rows(item_ids, part["item_id"]))
         ts.append(_times(part["ts"]))
@@ -203,6 +214,23 @@ def _build_histories(
     folder.write("start", np.concatenate([[0], np.cumsum(counts)]).astype(np.int64))
     (out / "codec.json").write_text(codec.model_dump_json(), encoding="utf-8")
     return Histories.load(out)
+
+
+def _refuse_unsorted(path: Path, order: npt.NDArray[np.int64]) -> None:
+    """order [3, 1 + N]: user row, seq and ts of the event before the part, then of its N events.
+
+    Histories are slices of the table that are searched by time, so any other order would give
+    users events of others, or of their future.
+    """
+    (user, seq, ts), (user_before, seq_before, ts_before) = order[:, 1:], order[:, :-1]
+    stuck = (seq <= seq_before) | (ts < ts_before)
+    bad = (user < user_before) | ((user == user_before) & stuck)
+    if bad.any():
+        row = int(np.argmax(bad))
+        raise DataError(
+            f"{path}: row {row + 1}: events are not sorted by user_id, seq and ts (unknown times "
+            "first); import the log again, importers sort"
+        )
 
 
 def _listed(

@@ -85,7 +85,13 @@ BEHAVIOURS = (
 
 
 def context_struct(contexts: dict[str, str]) -> pa.StructType:
-    """Type of a `context` column for declared features {name: categorical|numeric}."""
+    """Type of a `context` column for declared features {name: categorical|numeric}.
+
+    Parquet cannot hold a struct without fields: where nothing is declared it has the one field
+    `none`, always null.
+    """
+    if not contexts:
+        return pa.struct([("none", pa.string())])
     return pa.struct([(name, CONTEXT_TYPES[kind]) for name, kind in contexts.items()])
 
 

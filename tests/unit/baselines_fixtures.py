@@ -111,12 +111,11 @@ def write(log: Log, folder: Path) -> Prepared:
         history_cut="before the request",
         licence="CC0-1.0",
     )
-    contexts = {"none": "categorical"}
-    with DatasetWriter(folder / "data", contexts=contexts) as writer:
+    with DatasetWriter(folder / "data") as writer:
         for name, rows in (
             ("items", log.items),
-            ("events", [dict(e, context={"none": None}) for e in log.events]),
-            ("impressions", [dict(i, orders=[], context={"none": None}) for i in log.impressions]),
+            ("events", log.events),
+            ("impressions", [dict(i, orders=[]) for i in log.impressions]),
         ):
             schema = writer.schemas[name]
             columns = {f.name: pa.array([row.get(f.name) for row in rows], f.type) for f in schema}

@@ -96,13 +96,8 @@ def import_dataset(
     if Path(out).exists() and not overwrite:  # before the reading, which may take minutes
         raise DataError(f"{out} exists already; choose another --out or pass --overwrite")
     data = loader.load(src, chosen)
-    with DatasetWriter(out, contexts=_kinds(data), overwrite=overwrite) as writer:
+    with DatasetWriter(out, contexts=data.context_kinds, overwrite=overwrite) as writer:
         return _write(writer, data, loader, sources)
-
-
-def _kinds(data: Imported) -> dict[str, str]:
-    # Parquet cannot hold a struct without fields.
-    return data.context_kinds or {"none": "categorical"}
 
 
 def _write(
@@ -158,12 +153,7 @@ def with_context(table: pa.Table, kinds: dict[str, str]) -> pa.Table:
         else pa.nulls(len(table), field.type)
         for field in kind
     ]
-    # No declared features: a struct without fields carries nothing, null says the same.
-    context = (
-        pa.StructArray.from_arrays(fields, fields=list(kind))
-        if fields
-        else pa.nulls(len(table), kind)
-    )
+    context = pa.StructArray.from_arrays(fields, fields=list(kind))
     return table.set_column(table.column_names.index("context"), "context", context)
 
 
