@@ -17,7 +17,6 @@ import json
 import os
 import platform
 import shutil
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,13 +27,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from safetensors.torch import save as to_safetensors
 
 from raysys.artifacts.ranker import Ranker, resolve
 from raysys.data.catalogue import Catalogue
 from raysys.data.columns import ColumnFolder
 from raysys.data.features import FeatureSpace
-from raysys.data.files import fsync_tree, sha256_file, write_text
+from raysys.data.files import fsync_tree, scratch_folder, sha256_file
 from raysys.data.histories import Histories
 from raysys.data.manifest import DataCard, canonical_json
 from raysys.errors import ArtifactError
@@ -115,13 +115,14 @@ def save_run(
 
     vectors: field -> [N, D] in the order of `items`. Files appear under their names only when
     complete; `checksums.json` comes last.
+
+    Raises:
+        StorageFullError: the disk is full; the folder is as it was.
     """
-    path.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=".artifacts.", dir=path))
-    try:
+    with scratch_folder(path / "artifacts") as scratch:
         weights = scratch / "model.safetensors"
         state = {name: value.detach().contiguous() for name, value in model.state_dict().items()}
-        save_file(state, weights)
+        weights.write_bytes(to_safetensors(state))
         body: dict[str, Any] = dict(
             format=FORMAT,
             model=f"{type(model).__module__}:{type(model).__name__}",
@@ -146,8 +147,6 @@ def save_run(
             (snapshot / "histories").mkdir()
             histories.save(snapshot / "histories")
         _commit(scratch, path)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
     return config
 
 
@@ -158,12 +157,13 @@ def _json(path: Path, value: Any) -> None:
 def _commit(scratch: Path, path: Path) -> None:
     files = sorted(p for p in scratch.rglob("*") if p.is_file())
     sums = {p.relative_to(scratch).as_posix(): sha256_file(p) for p in files}
+    names = sorted(child.name for child in scratch.iterdir())
+    _json(scratch / _CHECKSUMS, sums)
     fsync_tree(scratch)
     (path / _CHECKSUMS).unlink(missing_ok=True)
     shutil.rmtree(path / "snapshot", ignore_errors=True)
-    for child in sorted(scratch.iterdir()):
-        os.replace(child, path / child.name)
-    write_text(path / _CHECKSUMS, json.dumps(sums, indent=1) + "\n")
+    for name in [*names, _CHECKSUMS]:
+        os.replace(scratch / name, path / name)
 
 
 def verify_run(path: Path) -> None:

@@ -30,6 +30,28 @@ def fsync_tree(folder: Path) -> None:
 
 
 @contextmanager
+def scratch_folder(target: Path) -> Iterator[Path]:
+    """A temporary sibling of `target`, removed at the end of the block.
+
+    Raises:
+        StorageFullError: the disk is full.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    try:
+        yield scratch
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        raise StorageFullError(
+            f"no space left on the disk of {target.parent}: nothing was kept; "
+            "free some space or choose another --out"
+        ) from error
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+@contextmanager
 def new_folder(target: Path, *, overwrite: bool = False) -> Iterator[Path]:
     """A temporary sibling of `target` that takes its name when the block ends well.
 
@@ -42,9 +64,7 @@ def new_folder(target: Path, *, overwrite: bool = False) -> Iterator[Path]:
     target = Path(target)
     if target.exists() and not overwrite:
         raise DataError(f"{target} exists already; choose another --out or pass --overwrite")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-    try:
+    with scratch_folder(target) as scratch:
         scratch.chmod(0o755)
         yield scratch
         fsync_tree(scratch)
@@ -55,15 +75,6 @@ def new_folder(target: Path, *, overwrite: bool = False) -> Iterator[Path]:
             shutil.rmtree(old)
         else:
             os.rename(scratch, target)
-    except OSError as error:
-        if error.errno == errno.ENOSPC:
-            raise StorageFullError(
-                f"no space left on the disk of {target.parent}: nothing was kept; "
-                "free some space or choose another --out"
-            ) from error
-        raise
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -18,9 +18,9 @@ class FieldEmbedding(nn.Module):
         super().__init__()
         self.dim = dim
         self.fields = len(cardinalities)
-        sizes = torch.tensor([0, *cardinalities], dtype=torch.int64)
+        sizes = torch.tensor(cardinalities, dtype=torch.int64)
         self.offsets: Tensor
-        self.register_buffer("offsets", sizes.cumsum(0)[:-1], persistent=False)
+        self.register_buffer("offsets", sizes.cumsum(0) - sizes, persistent=False)
         self.weight = nn.Parameter(torch.empty(int(sizes.sum()), dim))
         nn.init.normal_(self.weight, std=init_std)
 

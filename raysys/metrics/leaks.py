@@ -32,6 +32,9 @@ FUTURE_COLUMNS = frozenset(
 POSITION_LIMIT = 0.55
 FEATURE_LIMIT = 0.9
 SAME = 1e-9
+# Float32 sums over another batch move a score by about 1e-7 of the largest; that swaps near ties
+# of an untrained model. Whatever depends on the order on purpose moves scores by far more.
+FLOAT_NOISE = 1e-6
 
 
 class Finding(BaseModel):
@@ -212,23 +215,21 @@ def shuffled_history(
     )
 
 
-def candidate_permutation(
-    rows: ScoredRows, key: Key, scorer: Scorer, seed: int = 0, tolerance: float = SAME
-) -> Finding:
-    """Rows handed to the scorer in another order give identical metrics."""
+def candidate_permutation(rows: ScoredRows, key: Key, scorer: Scorer, seed: int = 0) -> Finding:
+    """Rows handed to the scorer in another order give identical metrics, or identical scores but
+    for the noise of float32."""
     every = np.arange(len(rows))
     order = np.random.default_rng(seed).permutation(len(rows))
     back = np.empty(len(rows))
     back[order] = np.asarray(scorer(order, None), dtype=np.float64)
     straight = np.asarray(scorer(every, None), dtype=np.float64)
     difference = abs(gauc(rows, straight, key)[0] - gauc(rows, back, key)[0])
+    moved = float(np.abs(straight - back).max(initial=0.0))
+    noise = FLOAT_NOISE * float(np.abs(straight).max(initial=0.0))
     return Finding(
         test="candidate_permutation",
-        passed=difference <= tolerance,
-        figures={
-            "gauc_difference": difference,
-            "score_difference": float(np.abs(straight - back).max(initial=0.0)),
-        },
+        passed=difference <= SAME or moved <= noise,
+        figures={"gauc_difference": difference, "score_difference": moved},
     )
 
 

@@ -154,6 +154,16 @@ def test_order_dependent_scorer_is_caught() -> None:
     assert not leaks.candidate_permutation(WORLD.rows, "impression", by_place).passed
 
 
+def test_float_noise_between_near_ties_is_no_order_dependence() -> None:
+    def nearly_constant(rows, history_of):
+        place = np.arange(len(rows))
+        return 0.1 + 1e-8 * np.sin(place)  # the last bit of a float32 of that size
+
+    finding = leaks.candidate_permutation(WORLD.rows, "impression", nearly_constant)
+    assert finding.figures["gauc_difference"] > 1e-3
+    assert finding.passed
+
+
 @pytest.mark.parametrize("sign", [1, -1])
 def test_clicks_first_lists_are_caught_unless_logged(sign: int) -> None:
     position = sign * (WORLD.noise - 2 * WORLD.label)
