@@ -1,1 +1,39 @@
-"""Puts this folder on the import path, so that test modules (and Ray workers) share helpers."""
+"""Puts this folder on the import path, so that test modules (and Ray workers) share helpers.
+
+Skips tests, with the reason, whose marker asks for what this machine lacks.
+"""
+
+import importlib.util
+import shutil
+from collections.abc import Callable
+
+import pytest
+
+
+def _no_vllm() -> str | None:
+    return None if importlib.util.find_spec("vllm") else "vLLM is not installed"
+
+
+def _no_browser() -> str | None:
+    return None if shutil.which("chromium") else "chromium is not on the PATH"
+
+
+def _no_gpu() -> str | None:
+    import torch
+
+    return None if torch.cuda.is_available() else "torch sees no CUDA device"
+
+
+LACKS: dict[str, Callable[[], str | None]] = {
+    "vllm": _no_vllm,
+    "browser": _no_browser,
+    "gpu": _no_gpu,
+}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for marker, lack in LACKS.items():
+        marked = [item for item in items if item.get_closest_marker(marker)]
+        if marked and (reason := lack()):
+            for item in marked:
+                item.add_marker(pytest.mark.skip(reason=reason))
