@@ -19,6 +19,7 @@ from raysys.errors import ArtifactError, ConfigError, MetricError, RaysysError, 
 from raysys.training.checkpoints import Checkpoint
 from raysys.training.config import TrainConfig
 from raysys.training.gradients import GradientExchange
+from raysys.training.memory import keep_freed_memory
 from raysys.training.metrics_log import MetricsLog
 from raysys.training.optim import Optimizers
 from raysys.training.reporter import InterruptedRunError
@@ -428,6 +429,7 @@ def _settings(config: TrainConfig, world: World) -> Iterator[None]:
     warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
     fill = torch.utils.deterministic.fill_uninitialized_memory
     torch.set_num_threads(config.threads_per_worker)
+    keep_freed_memory()
     # Some GPU kernels have no deterministic twin; on the CPU, where we promise equal bits, all do.
     torch.use_deterministic_algorithms(True, warn_only=world.device.type == "cuda")
     torch.utils.deterministic.fill_uninitialized_memory = False
