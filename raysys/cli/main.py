@@ -11,6 +11,7 @@ from rich.logging import RichHandler
 from raysys.cli import data
 from raysys.cli.bench import bench
 from raysys.cli.compare import compare
+from raysys.cli.demo import demo
 from raysys.cli.doctor import doctor
 from raysys.cli.embed import embed
 from raysys.cli.evaluate import evaluate
@@ -30,7 +31,7 @@ app = typer.Typer(
 )
 app.add_typer(data.app, name="data", help="Make, import, check and show data sets.")
 for verb in (
-    train, evaluate, compare, score, report, embed, serve, submit, bench, doctor
+    train, evaluate, compare, score, report, embed, serve, submit, bench, doctor, demo
 ):  # fmt: skip
     app.command()(verb)
 
