@@ -17,7 +17,7 @@ ROWS_PER_USER = 440  # of events and impressions in 60 days, a little less than 
 def run(
     rows: int = 10_000_000, days: int = 60, workers: int | None = None, seed: int = 0
 ) -> dict[str, object]:
-    """Write a food world of about `rows` rows, rather more of events and impressions, and throw it away.
+    """Write a food world of about `rows` rows, if anything more, and throw it away.
 
     Memory is the peak of the sum of resident sizes of this process and all its descendants
     (Ray's daemons and workers; pages shared between them counted every time) plus the growth of

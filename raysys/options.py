@@ -96,7 +96,9 @@ def _fault(kind: type[BaseModel], fault: Any) -> str:
     *parents, key = (str(part) for part in fault["loc"])
     known = _keys(kind, parents)
     near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-    hint = f"did you mean {'.'.join([*parents, near[0]])}?" if near else f"valid: {', '.join(known)}"
+    hint = (
+        f"did you mean {'.'.join([*parents, near[0]])}?" if near else f"valid: {', '.join(known)}"
+    )
     return f"unknown key {where}; {hint}"
 
 

@@ -19,10 +19,10 @@ from raysys.recipes.evaluate import evaluate
 from raysys.recipes.ranker import run
 from raysys.recipes.registry import recipe_of
 from raysys.tracking.report import write_report
-from serve_apps.server import running
 from serve_apps.client import Client
 from serve_apps.config import Family, Model, Models, ServeConfig
 from serve_apps.schemas import RankAnswer
+from serve_apps.server import running
 
 # Per family: kind of world, recipe, and what keeps the run short.
 _ROADS: dict[Family, tuple[str, str, list[str]]] = {
@@ -130,5 +130,3 @@ def _requests(data: Path, count: int) -> list[Request]:
 def _names(data: Path) -> dict[str, str]:
     items = Dataset(data).table("items", ["item_id", "name", "title"]).to_pylist()
     return {row["item_id"]: row["name"] or row["title"] or row["item_id"] for row in items}
-
-
