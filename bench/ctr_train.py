@@ -1,0 +1,352 @@
+"""Training speed of our DIN beside FuxiCTR's, under Ray Train beside bare, two workers beside one.
+
+Same rows, model, sizes, batch, optimiser and threads; the loader is part of the time. Each run
+is a process of its own, and the runs of both sides alternate.
+"""
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+from rich.console import Console
+
+from bench.equal_din import FEATURES, ITEM_FIELDS, Job, split_rows
+from bench.peers.environment import FUXICTR, peer_python
+from bench.peers.fuxictr_data import Rows, write_fuxictr_dataset
+from raysys.data.catalogue import Catalogue
+from raysys.data.dataset import Dataset
+from raysys.data.features import fit_features
+from raysys.data.mapping import LocalMapper
+from raysys.data.prepared import Prepared, cache_root, prepare
+from raysys.data.world import WorldConfig, make_world
+from raysys.errors import ConfigError, RaysysError
+from raysys.training import TrainConfig
+
+PEER_SCRIPT = Path(__file__).parent / "peers" / "fuxictr_din.py"
+LR, CLIP_NORM = 1e-3, 10.0
+NOTE = (
+    "One sample is one candidate with its user's history. Ours reads whole impressions and gathers "
+    "each history once for all their candidates; FuxiCTR gathers it for every candidate. "
+    "ratio_single_candidate makes every row an impression of its own, so that nothing is shared."
+)
+Figures = dict[str, Any]
+
+
+def run(
+    users: int = 2000,
+    history_lengths: Sequence[int] = (50, 100),
+    repeats: int = 3,
+    warmup_steps: int = 5,
+    steps: int = 20,
+    batch_size: int = 8192,
+    embedding_dim: int = 64,
+    attention_units: Sequence[int] = (64,),
+    hidden: Sequence[int] = (500, 500, 500),
+    threads: int = 2,
+    loader_processes: Sequence[int] = (0, 1, 2),
+    seed: int = 0,
+) -> Figures:
+    """Samples per second of ours over FuxiCTR's with the best of `loader_processes`.
+
+    Sizes are those of FuxiCTR's own DIN configuration, data a planted world of `users` users.
+    `ratio` is of medians at the first of `history_lengths`. `ray_overhead` is one Ray Train
+    worker over the bare loop. `scaling` is two workers with one core each over twice one worker
+    with one core, all on the same global batch. `same_losses` trains both sides from the same
+    weights on the same rows in the same order. `busy_before` is the CPU share of others in the
+    second before each run.
+    """
+    data = _world(users, seed)
+    dataset = prepare(Dataset(data))
+    theirs = _fuxictr_data(dataset)
+    with tempfile.TemporaryDirectory() as scratch:
+        bench = _Bench(
+            Path(scratch), data, theirs, warmup_steps, steps, batch_size, embedding_dim,
+            tuple(attention_units), tuple(hidden), threads, seed,
+        )  # fmt: skip
+        same = bench.same_losses(history_lengths[0])
+        beside = {
+            length: bench.beside(length, repeats, loader_processes) for length in history_lengths
+        }
+        ray = bench.under_ray(history_lengths[0], repeats)
+    main = beside[history_lengths[0]]
+    return {
+        "bench": "ctr-train",
+        "ratio": main["ratio"],
+        "ratio_single_candidate": main["ratio_single_candidate"],
+        "ray_overhead": ray["ray_overhead"],
+        "scaling": ray["scaling"],
+        "same_losses": same,
+        "by_history_length": {str(length): figures for length, figures in beside.items()},
+        "ray": ray,
+        "data": _data_sizes(dataset, users),
+        "sizes": {
+            "item_fields": list(ITEM_FIELDS),
+            "embedding_dim": embedding_dim,
+            "attention_units": list(attention_units),
+            "hidden": list(hidden),
+            "batch_size": batch_size,
+            "lr": LR,
+            "clip_norm": CLIP_NORM,
+            "threads": threads,
+            "warmup_steps": warmup_steps,
+            "steps": steps,
+            "seed": seed,
+        },
+        "cpus": psutil.cpu_count(),
+        "busy_before": bench.busy,
+        "note": NOTE,
+    }
+
+
+class _Bench:
+    """Runs of one data set and one set of sizes."""
+
+    def __init__(
+        self,
+        scratch: Path,
+        data: Path,
+        theirs: Path,
+        warmup_steps: int,
+        steps: int,
+        batch_size: int,
+        embedding_dim: int,
+        attention_units: tuple[int, ...],
+        hidden: tuple[int, ...],
+        threads: int,
+        seed: int,
+    ) -> None:
+        self.scratch, self.data, self.theirs = scratch, data, theirs
+        self.warmup_steps, self.steps, self.batch_size = warmup_steps, steps, batch_size
+        self.embedding_dim, self.attention_units = embedding_dim, attention_units
+        self.hidden, self.threads, self.seed = hidden, threads, seed
+        self.python = peer_python(*FUXICTR)
+        self.busy: list[float] = []
+        self._console = Console(stderr=True)
+        self._runs = 0
+
+    def same_losses(self, length: int) -> Figures:
+        """Both from FuxiCTR's first weights, on the same rows in the same order."""
+        weights = self.scratch / "weights.npz"
+        first = self.fuxictr(length, 0, shuffle=False, weights=weights)
+        second = self.raysys(length, single=True, shuffle=False, weights=str(weights))
+        gaps = np.abs(np.array(first["losses"]) - np.array(second["losses"]))
+        valid = {"raysys": second["valid"], "fuxictr": first["valid"]}
+        return {"steps": len(gaps), "max_difference": float(gaps.max()), "valid": valid}
+
+    def beside(self, length: int, repeats: int, loader_processes: Sequence[int]) -> Figures:
+        """Ours and theirs in turns; theirs with the fastest number of loader processes."""
+        trials = {
+            n: self.fuxictr(length, n, evaluate=False)["samples_per_s"] for n in loader_processes
+        }
+        best = max(trials, key=lambda n: trials[n])
+        runs: dict[str, list[Figures]] = {
+            "raysys": [],
+            "raysys_single_candidate": [],
+            "fuxictr": [],
+        }
+        for repeat in range(repeats):
+            seed = self.seed + repeat
+            runs["fuxictr"].append(self.fuxictr(length, best, seed=seed))
+            runs["raysys"].append(self.raysys(length, seed=seed))
+            runs["raysys_single_candidate"].append(self.raysys(length, single=True, seed=seed))
+        median = {name: _median(figures) for name, figures in runs.items()}
+        return {
+            "ratio": median["raysys"] / median["fuxictr"],
+            "ratio_single_candidate": median["raysys_single_candidate"] / median["fuxictr"],
+            "samples_per_s": median,
+            "runs": {name: _speeds(figures) for name, figures in runs.items()},
+            "valid": {name: [f["valid"] for f in figures] for name, figures in runs.items()},
+            "fuxictr_loader_processes": {"best": best, "trials": trials},
+            "n_params": {name: figures[0]["n_params"] for name, figures in runs.items()},
+        }
+
+    def under_ray(self, length: int, repeats: int) -> Figures:
+        """The bare loop, Ray Train on one worker, one pinned worker, two pinned workers."""
+        ways: dict[str, Figures] = {
+            "bare": dict(workers=0),
+            "one_worker": dict(workers=1),
+            "one_core": dict(workers=1, threads=1, pin=True),
+            "two_cores": dict(workers=2, threads=1, pin=True),
+        }
+        runs: dict[str, list[Figures]] = {way: [] for way in ways}
+        for _ in range(repeats):
+            for way, options in ways.items():
+                runs[way].append(self.raysys(length, **options))
+        median = {way: _median(figures) for way, figures in runs.items()}
+        return {
+            "ray_overhead": median["one_worker"] / median["bare"],
+            "scaling": median["two_cores"] / (2 * median["one_core"]),
+            "samples_per_s": median,
+            "runs": {way: _speeds(figures) for way, figures in runs.items()},
+        }
+
+    def raysys(
+        self,
+        length: int,
+        *,
+        single: bool = False,
+        shuffle: bool = True,
+        weights: str | None = None,
+        seed: int | None = None,
+        workers: int = 0,
+        threads: int | None = None,
+        pin: bool = False,
+    ) -> Figures:
+        """One run of ours."""
+        job = Job(
+            data=str(self.data),
+            batch_size=self.batch_size,
+            embedding_dim=self.embedding_dim,
+            attention_units=self.attention_units,
+            hidden=self.hidden,
+            history_length=length,
+            warmup_steps=self.warmup_steps,
+            single=single,
+            shuffle=shuffle,
+            weights=weights,
+            pin=pin,
+            train=TrainConfig(
+                max_steps=self.warmup_steps + self.steps,
+                seed=self.seed if seed is None else seed,
+                lr=LR,
+                clip_norm=CLIP_NORM,
+                log_every_steps=1,
+                checkpoint_every_seconds=None,
+                workers=workers,
+                threads_per_worker=threads or self.threads,
+                device="cpu",
+            ),
+        )
+        path, out = self._new("job"), self._new("run")
+        path.write_text(job.model_dump_json(), encoding="utf-8")
+        code = "from bench.equal_din import main; main()"
+        label = f"raysys L={length} single={single} workers={workers}"
+        return self._run([sys.executable, "-c", code, str(path), str(out)], threads, label)
+
+    def fuxictr(
+        self,
+        length: int,
+        processes: int,
+        *,
+        shuffle: bool = True,
+        weights: Path | None = None,
+        seed: int | None = None,
+        evaluate: bool = True,
+    ) -> Figures:
+        """One run of FuxiCTR's; `weights` is written with its first weights."""
+        sizes = {
+            "steps": self.steps,
+            "warmup_steps": self.warmup_steps,
+            "embedding_dim": self.embedding_dim,
+            "attention_hidden_units": self.attention_units,
+            "dnn_hidden_units": self.hidden,
+            "max_len": length,
+            "batch_size": self.batch_size,
+            "learning_rate": LR,
+            "num_workers": processes,
+            "threads": self.threads,
+            "shuffle": shuffle,
+            "seed": self.seed if seed is None else seed,
+            "evaluate": evaluate,
+        }
+        path = self._new("sizes")
+        path.write_text(json.dumps(sizes), encoding="utf-8")
+        extra = ["--weights-before", str(weights)] if weights else []
+        command = [str(self.python), str(PEER_SCRIPT), str(self.theirs), str(path), *extra]
+        return self._run(command, None, f"fuxictr L={length} loader processes={processes}")
+
+    def _new(self, name: str) -> Path:
+        self._runs += 1
+        return self.scratch / f"{name}-{self._runs}"
+
+    def _run(self, command: list[str], threads: int | None, label: str) -> Figures:
+        """The last line that `command` prints, which is JSON."""
+        self.busy.append(psutil.cpu_percent(interval=1.0))
+        env = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
+        env["OMP_NUM_THREADS"] = str(threads or self.threads)
+        done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+        if done.returncode:
+            last = " | ".join(done.stderr.strip().splitlines()[-5:])
+            raise RaysysError(f"a run of the bench failed ({label}): {last}")
+        figures: Figures = json.loads(done.stdout.splitlines()[-1])
+        self._console.print(f"{label}: {figures['samples_per_s']:.0f} samples/s")
+        return figures
+
+
+def _median(figures: list[Figures]) -> float:
+    return statistics.median(_speeds(figures))
+
+
+def _speeds(figures: list[Figures]) -> list[float]:
+    return [run["samples_per_s"] for run in figures]
+
+
+def _world(users: int, seed: int) -> Path:
+    config = WorldConfig(users=users, seed=seed)
+    path = cache_root() / "bench" / f"world-{users}-{seed}"
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        make_world(config, path, LocalMapper())
+    return path
+
+
+def _fuxictr_data(data: Prepared) -> Path:
+    """The same rows, histories, codes and splits in FuxiCTR's layout."""
+    path = cache_root() / "bench" / f"fuxictr-{data.dataset.manifest.hash}"
+    if path.exists():
+        return path
+    features = fit_features(data, FEATURES)
+    names = features.contexts.names
+    clash = set(names) & set(ITEM_FIELDS)
+    if clash:
+        raise ConfigError(f"a context and an item field are both called {', '.join(clash)}")
+    codes = Catalogue.build(data.dataset.table("items"), features).codes
+    context = features.contexts.translator(data.codec)(data.impressions.context)
+    rows = data.impressions
+
+    def of(split: str) -> Rows:
+        row, owner = split_rows(data, split)
+        return Rows(
+            user=rows.user[owner],
+            end=rows.end[owner],
+            item=rows.item[row],
+            label=rows.click[row],
+            context={name: context[owner, i] for i, name in enumerate(names)},
+        )
+
+    sizes = zip(
+        (*ITEM_FIELDS, *names),
+        (*features.item_cardinalities, *features.context_cardinalities),
+        strict=True,
+    )
+    write_fuxictr_dataset(
+        path,
+        data.histories.start,
+        data.histories.item,
+        {name: codes[:, i] for i, name in enumerate(ITEM_FIELDS)},
+        {split: of(split) for split in ("train", "valid")},
+        dict(sizes),
+    )
+    return path
+
+
+def _data_sizes(data: Prepared, users: int) -> dict[str, float]:
+    row, owner = split_rows(data, "train")
+    impressions = np.unique(owner)
+    lengths = data.impressions.end[impressions] - data.impressions.start[impressions]
+    return {
+        "users": users,
+        "train_rows": len(row),
+        "train_impressions": len(impressions),
+        "candidates_per_impression": len(row) / len(impressions),
+        "mean_history": float(lengths.mean()),
+        "items": len(data.item_ids),
+    }
