@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
 from raysys.training import Session, TrainConfig, World, fit
-from raysys.training.cluster import ensure_ray
+from raysys.dist.cluster import ensure_ray
 
 
 class ToyConfig(BaseModel):
