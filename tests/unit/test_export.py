@@ -1,0 +1,166 @@
+"""An exported program: the run's scores without raysys, from what lies beside it."""
+
+import json
+from dataclasses import fields
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import serve_fixtures
+import torch
+from typer.testing import CliRunner
+
+from raysys.artifacts import export
+from raysys.artifacts.export import check_export, export_run
+from raysys.artifacts.predictor import Predictor
+from raysys.data.batch import Batch
+from raysys.errors import ArtifactError, StorageFullError
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("export")
+
+
+@pytest.fixture(scope="module")
+def runs(root: Path) -> dict[str, Path]:
+    return {"ctr": serve_fixtures.ctr_run(root), "news": serve_fixtures.news_run(root)}
+
+
+@pytest.fixture(scope="module")
+def exported(root: Path, runs: dict[str, Path]) -> dict[str, Path]:
+    files = {kind: root / f"{kind}.pt2" for kind in runs}
+    for kind, file in files.items():
+        assert export_run(runs[kind], file).max_difference <= 1e-6
+    return files
+
+
+def test_inputs_are_the_batch_without_masks_and_labels() -> None:
+    derived = {"history_mask", "candidate_mask", "clicks", "orders"}
+    assert {*export.INPUTS} == {field.name for field in fields(Batch)} - derived
+
+
+@pytest.mark.parametrize("kind", ["ctr", "news"])
+def test_a_user_with_the_three_files_gets_the_predictors_scores(
+    kind: str, runs: dict[str, Path], exported: dict[str, Path]
+) -> None:
+    """Only torch, Arrow and JSON on the user's side; one request at a time, of any size."""
+    file = exported[kind]
+    score = torch.export.load(file).module()
+    about = json.loads(file.with_suffix(".json").read_text())
+    with pa.memory_map(str(file.with_suffix(".arrow"))) as source:
+        table = pa.ipc.open_file(source).read_all()
+        row = dict(zip(table["item_id"].to_pylist(), table["row"].to_pylist(), strict=True))
+
+    def codes(context: dict[str, object]) -> list[int]:
+        out = []
+        for feature in about["contexts"]["features"]:
+            value = context.get(feature["name"])
+            if value is None:
+                out.append(0)
+            elif feature["kind"] == "numeric":
+                out.append(2 + int(np.searchsorted(feature["edges"], value, side="right")))
+            else:
+                known = feature["values"]
+                out.append(2 + known.index(value) if value in known else 1)
+        return out
+
+    predictor = Predictor.load(runs[kind])
+    for request in serve_fixtures.requests(30):
+        events = request.history
+        if events is None:
+            continue
+        newest = [e for e in events[::-1] if e.ts < request.ts][: about["history_length"]]
+        inputs = {
+            "context": [codes(request.context)],
+            "history_items": [[row.get(e.item_id, 1) for e in newest]],
+            "history_context": [[codes(e.context) for e in newest]],
+            "history_behaviour": [[about["behaviours"].index(e.behaviour) for e in newest]],
+            "history_age_s": [[(request.ts - e.ts) / 1e6 for e in newest]],
+            "history_length": [len([e for e in events if e.ts < request.ts])],
+            "candidates": [[row.get(item, 1) for item in request.candidates]],
+        }
+        tensors = {
+            name: torch.tensor(values, dtype=getattr(torch, about["inputs"][name]["dtype"]))
+            for name, values in inputs.items()
+        }
+        got = score(**tensors)
+        expected = predictor.score([request])
+        assert tuple(got) == tuple(about["outputs"])
+        for name, values in got.items():
+            np.testing.assert_allclose(values[0].numpy(), expected[name].to_numpy(), atol=1e-6)
+
+
+def test_only_the_frozen_table_of_the_items_is_inside(exported: dict[str, Path]) -> None:
+    program = torch.export.load(exported["news"])
+    held = {*program.state_dict, *program.constants}
+    assert "ranker.items.table" in held
+    assert not [name for name in held if "items" in name and name != "ranker.items.table"]
+
+
+def test_check_finds_files_that_are_not_the_run(
+    tmp_path: Path, runs: dict[str, Path], exported: dict[str, Path]
+) -> None:
+    names = [exported["ctr"].with_suffix(end).name for end in (".pt2", ".json", ".arrow")]
+
+    def copied() -> Path:
+        for name in names:
+            (tmp_path / name).write_bytes((exported["ctr"].parent / name).read_bytes())
+        return tmp_path / names[0]
+
+    assert check_export(runs["ctr"], copied()).max_difference <= 1e-6
+    for name in names:
+        file = copied()
+        (tmp_path / name).unlink()
+        with pytest.raises(ArtifactError, match=f"{name}: missing; export the run"):
+            check_export(runs["ctr"], file)
+    for name in (names[0], names[2]):
+        file = copied()
+        whole = (tmp_path / name).read_bytes()
+        (tmp_path / name).write_bytes(whole[:99] + bytes([whole[99] ^ 1]) + whole[100:])
+        with pytest.raises(ArtifactError, match=f"{name}: its sha256 is not the one in"):
+            check_export(runs["ctr"], file)
+    file = copied()
+    with pytest.raises(ArtifactError, match=r"ctr.pt2 is model \w{12}, .*news is \w{12}"):
+        check_export(runs["news"], file)
+    file.with_suffix(".json").write_text("{}")
+    with pytest.raises(ArtifactError, match=r"ctr.json: damaged"):
+        check_export(runs["ctr"], file)
+
+
+def test_nothing_is_written_where_scores_differ_or_the_disk_is_full(
+    tmp_path: Path, runs: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "ranker.pt2"
+    with pytest.raises(ArtifactError, match=r"ranker: the name .* ends in .pt2"):
+        export_run(runs["ctr"], tmp_path / "ranker")
+    with monkeypatch.context() as patch:
+        patch.setattr(export, "TOLERANCE", -1.0)
+        with pytest.raises(ArtifactError, match=r"ranker.pt2: score differs from the run by"):
+            export_run(runs["ctr"], out)
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(export, "fsync_tree", full)
+        with pytest.raises(StorageFullError, match="no space left"):
+            export_run(runs["ctr"], out)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_command(tmp_path: Path, runs: dict[str, Path]) -> None:
+    import typer
+
+    from raysys.cli.export import export as command
+
+    app = typer.Typer()
+    app.command()(command)
+    out = tmp_path / "ranker.pt2"
+    for more in ([], ["--check"]):
+        line = CliRunner().invoke(app, [str(runs["news"]), "--out", str(out), *more])
+        assert line.exit_code == 0
+        assert "differs from the run by at most" in line.stdout
+    answer = CliRunner().invoke(app, [str(runs["news"]), "--out", str(out), "--check", "--json"])
+    assert json.loads(answer.stdout)["inputs"]["candidates"]["shape"] == ["B", "C"]
