@@ -24,7 +24,8 @@ pytestmark = [pytest.mark.chaos, pytest.mark.slow]
 
 
 def settings(**changes: Any) -> TrainConfig:
-    return TrainConfig(**{"epochs": 3, "workers": 2, "checkpoint_every_steps": 3, **changes})
+    base = {"epochs": 3, "workers": 2, "checkpoint_every_steps": 3, "keep_checkpoints": 50}
+    return TrainConfig(**{**base, **changes})
 
 
 def start(folder: Path, config: ToyConfig) -> Any:
@@ -49,13 +50,26 @@ def check_equal(name: str, sha: str, undisturbed: str) -> None:
     assert sha == undisturbed
 
 
+def written_before(run_dir: Path, moment: float) -> set[int]:
+    """Steps of the checkpoints that were not written again after `moment`.
+
+    Equal weights alone would also come out of a run that began anew.
+    """
+    folders = (run_dir / "checkpoints").glob("step-*")
+    return {int(f.name[5:]) for f in folders if (f / "state.json").stat().st_mtime < moment}
+
+
 @pytest.mark.parametrize(("rank", "damage"), [(1, ""), (0, "truncate"), (1, "flip")])
 def test_a_killed_worker_and_a_damaged_checkpoint(
     tmp_path: Path, undisturbed: str, rank: int, damage: Any
 ) -> None:
     config = ToyConfig(kill_rank=rank, damage=damage, scratch=str(tmp_path), train=settings())
     outcome = start(tmp_path / "run", config)
-    assert (tmp_path / "killed").exists()
+    died = (tmp_path / "killed").stat().st_mtime
+    kept = written_before(tmp_path / "run", died)
+    # Due at 3, 6, 8 (epoch), 9; the batch of death is read while step 10 is computed. A damaged
+    # newest checkpoint is passed over, and written again when the run comes by.
+    assert kept == ({3, 6, 8} if damage else {3, 6, 8, 9})
     check_equal(f"SIGKILL rank {rank} {damage}", outcome.result["sha256"], undisturbed)
 
 
@@ -70,6 +84,7 @@ def test_a_damaged_record_of_rays_own(
     (own / "checkpoint_manager_snapshot.json").write_text('{"ray_version": "2.6')
     outcome = start(tmp_path / "run", config)
     assert "moved Ray's record" in caplog.text
+    assert {3, 6} <= written_before(tmp_path / "run", (tmp_path / "killed").stat().st_mtime)
     check_equal("damaged snapshot", outcome.result["sha256"], undisturbed)
 
 
@@ -93,8 +108,10 @@ def test_a_killed_driver_and_the_same_command(tmp_path: Path, undisturbed: str) 
     while not any((folder / "checkpoints").glob("step-*")):
         assert driver.poll() is None
     driver.send_signal(signal.SIGKILL)
+    killed = time.time()
     driver.wait()
     outcome = start(folder, config)
+    assert 3 in written_before(folder, killed)
     check_equal("SIGKILL driver", outcome.result["sha256"], undisturbed)
 
 
@@ -130,7 +147,7 @@ def drive(cluster: Cluster, folder: Path, config: ToyConfig) -> subprocess.Popen
 
 def test_a_preempted_node_is_saved_in_time(tmp_path: Path, two_nodes: Cluster) -> None:
     """Ray says that a node will go: a checkpoint is written although none was due."""
-    train = settings(checkpoint_every_steps=None, log_every_steps=1, keep_checkpoints=50)
+    train = settings(checkpoint_every_steps=None, log_every_steps=1)
     driver = drive(two_nodes, tmp_path, ToyConfig(dropout=0, step_sleep=0.5, train=train))
     node = two_nodes.worker_nodes.copy().pop().node_id
     drain = [Path(sys.executable).with_name("ray"), "drain-node", "--node-id", node]
@@ -148,10 +165,18 @@ def test_two_machines_become_one(tmp_path: Path, two_nodes: Cluster) -> None:
     train = settings(workers=(1, 2), checkpoint_every_steps=2, log_every_steps=1)
     config = ToyConfig(dropout=0, step_sleep=0.2, train=train)
     driver = drive(two_nodes, tmp_path / "run", config)
+    while not any((tmp_path / "run" / "checkpoints").glob("step-*")):
+        assert driver.poll() is None
+        time.sleep(0.05)
     two_nodes.remove_node(two_nodes.worker_nodes.copy().pop(), allow_graceful=False)
     assert driver.wait() == 0
     done = json.loads((tmp_path / "run" / "checkpoints" / "done.json").read_text())
     assert (done["world"], done["step"]) == (1, 24)
+    # A run that had begun anew on one worker would have written all of these with world size 1.
+    folders = sorted((tmp_path / "run" / "checkpoints").glob("step-*"))
+    sizes = [json.loads((path / "state.json").read_text())["world_size"] for path in folders]
+    assert sizes == sorted(sizes, reverse=True)
+    assert set(sizes) == {1, 2}
     calm = ToyConfig(dropout=0, train=settings(workers=0))
     start(tmp_path / "calm", calm)
     weights = []
@@ -160,5 +185,6 @@ def test_two_machines_become_one(tmp_path: Path, two_nodes: Cluster) -> None:
         assert newest is not None
         weights.append(torch.cat([value.flatten() for value in newest.tensors("model").values()]))
     difference = float((weights[0] - weights[1]).abs().max())
-    print(f"\nelastic 2 → 1 against one worker undisturbed: largest difference {difference:.2g}")
+    print(f"\nelastic, world sizes at the checkpoints {sizes}: largest difference to one worker")
+    print(f"undisturbed: {difference:.2g}")
     assert difference <= 1e-5
