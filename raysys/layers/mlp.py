@@ -26,13 +26,25 @@ class Dice(nn.Module):
         return gate * x + (1 - gate) * self.alpha * x
 
 
+class PReLU(nn.Module):
+    """x where positive, α·x elsewhere, one α per unit of the last axis (torch's counts axis 1)."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.alpha = nn.Parameter(torch.full((width,), 0.25))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [..., width] → the same shape."""
+        return torch.where(x > 0, x, self.alpha * x)
+
+
 def activation(name: Activation, width: int) -> nn.Module:
     """The activation module for a layer of `width` units."""
     match name:
         case "relu":
             return nn.ReLU()
         case "prelu":
-            return nn.PReLU(width)
+            return PReLU(width)
         case "sigmoid":
             return nn.Sigmoid()
         case "dice":

@@ -1,0 +1,235 @@
+"""What every ranker owes: scores that depend on the request alone, and gradients everywhere."""
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from raysys.artifacts.ranker import Ranker
+from raysys.ctr.dcnv2 import DCNv2, DCNv2Config
+from raysys.ctr.din import DIN, DINConfig
+from raysys.data.batch import Batch
+from raysys.data.contexts import ContextCodec, ContextFeature
+from raysys.data.features import FeatureSpace, HashField
+from raysys.data.schema import BEHAVIOURS
+from raysys.errors import ConfigError
+from raysys.news.nrms import NRMS, NRMSConfig
+
+ITEMS = 12
+FEATURES = FeatureSpace(
+    items=(HashField(source="item_id", buckets=20), HashField(source="brand", buckets=3)),
+    contexts=ContextCodec(
+        features=(
+            ContextFeature(name="meal", kind="categorical", values=("lunch", "dinner")),
+            ContextFeature(name="degrees", kind="numeric", edges=(0.0, 10.0)),
+        )
+    ),
+    vectors={"title": 5, "text": 3},
+)
+CONTEXT = FEATURES.context_cardinalities
+
+BUILD: dict[str, Callable[[], Ranker]] = {
+    "din": lambda: DIN.from_config(
+        DINConfig(embedding_dim=4, vector_dim=4, hidden=(8,), attention_hidden=(8,), init_std=0.5),
+        FEATURES,
+    ),
+    "din-softmax": lambda: DIN.from_config(
+        DINConfig(
+            embedding_dim=4, vector_dim=4, hidden=(8,), attention_hidden=(8, 4), init_std=0.5,
+            attention_softmax=True, attention_activation="dice", activation="prelu",
+            orders=False, behaviours=False,
+        ),
+        FEATURES,
+    ),
+    "dcnv2": lambda: DCNv2.from_config(
+        DCNv2Config(embedding_dim=4, vector_dim=4, hidden=(8,), cross_layers=2, init_std=0.5),
+        FEATURES,
+    ),
+    "nrms": lambda: NRMS.from_config(NRMSConfig(width=8, heads=2, query=4), FEATURES),
+}  # fmt: skip
+
+
+def ranker(name: str, *, frozen: bool = True) -> Ranker:
+    torch.manual_seed(0)
+    model = BUILD[name]()
+    codes = torch.randint(1, 5, (2 + ITEMS, 2))
+    codes[0], codes[1] = 0, 1
+    vectors = {field: torch.randn(2 + ITEMS, width) for field, width in FEATURES.vectors.items()}
+    for values in vectors.values():
+        values[:2] = 0
+    model.items.bind(codes, vectors)
+    if frozen:
+        model.freeze()
+    return model
+
+
+def batch(
+    seed: int, size: int = 3, length: int = 4, candidates: int = 5, *, empty: bool = True
+) -> Batch:
+    """Random requests; the history of the first is empty unless told, lists are ragged."""
+    rng = np.random.default_rng(seed)
+    past = rng.integers(0 if empty else 1, length, size, endpoint=True)
+    past[0] = 0 if empty else length
+    shown = rng.integers(1, candidates, size, endpoint=True)
+    real = np.arange(length) < past[:, None]
+    listed = np.arange(candidates) < shown[:, None]
+    clicks = listed & (np.arange(candidates) == 0)
+    arrays = dict(
+        context=rng.integers(0, CONTEXT, (size, 2)),
+        history_items=rng.integers(1, ITEMS + 2, (size, length)) * real,
+        history_mask=real,
+        history_context=rng.integers(0, CONTEXT, (size, length, 2)) * real[..., None],
+        history_behaviour=rng.integers(0, len(BEHAVIOURS), (size, length)) * real,
+        history_age_s=(rng.random((size, length)) * 1e5 * real).astype(np.float32),
+        history_length=past,
+        candidates=rng.integers(1, ITEMS + 2, (size, candidates)) * listed,
+        candidate_mask=listed,
+        clicks=clicks.astype(np.float32),
+        orders=(clicks & (rng.random((size, 1)) < 0.5)).astype(np.float32),
+    )
+    return Batch(**{name: torch.from_numpy(values) for name, values in arrays.items()})
+
+
+def padded(plain: Batch, history: int, candidates: int) -> Batch:
+    wide = {"history_items", "history_mask", "history_behaviour", "history_age_s"}
+    listed = {"candidates", "candidate_mask", "clicks", "orders"}
+    pad = torch.nn.functional.pad
+    changed = {}
+    for name, values in vars(plain).items():
+        if name in wide:
+            values = pad(values, (0, history))
+        elif name == "history_context":
+            values = pad(values, (0, 0, 0, history))
+        elif name in listed:
+            values = pad(values, (0, candidates))
+        changed[name] = values
+    return Batch(**changed)
+
+
+def same(got: object, expected: object, mask: torch.Tensor) -> None:
+    for one, other in zip(got, expected, strict=True):  # type: ignore[call-overload]
+        assert (one is None) == (other is None)
+        if one is not None:
+            torch.testing.assert_close(one[mask], other[mask], rtol=1e-5, atol=1e-6)
+
+
+every = pytest.mark.parametrize("name", list(BUILD))
+
+
+@every
+@given(seed=st.integers(0, 1000), history=st.integers(0, 3), more=st.integers(0, 3))
+@settings(max_examples=10, deadline=None)
+def test_padding_changes_no_score(name: str, seed: int, history: int, more: int) -> None:
+    model, plain = ranker(name), batch(seed)
+    wide = padded(plain, history, more)
+    got = [None if v is None else v[:, :5] for v in model(wide)]
+    same(got, model(plain), plain.candidate_mask)
+    weights = model.event_weights(wide)
+    torch.testing.assert_close(weights[:, :5, :4], model.event_weights(plain), rtol=1e-5, atol=1e-6)
+    assert not weights[:, :, 4:].any()
+
+
+@every
+@given(seed=st.integers(0, 1000))
+@settings(max_examples=10, deadline=None)
+def test_other_requests_change_no_score(name: str, seed: int) -> None:
+    model, plain = ranker(name), batch(seed)
+    whole = model(plain)
+    for row in range(len(plain)):
+        alone = model(plain.slice(row, row + 1))
+        part = [None if v is None else v[row : row + 1] for v in whole]
+        same(alone, part, plain.candidate_mask[row : row + 1])
+
+
+@every
+@given(seed=st.integers(0, 1000))
+@settings(max_examples=10, deadline=None)
+def test_candidates_are_scored_in_any_order(name: str, seed: int) -> None:
+    model, plain = ranker(name), batch(seed)
+    order = torch.from_numpy(np.random.default_rng(seed).permutation(5))
+    listed = ("candidates", "candidate_mask", "clicks", "orders")
+    changed = {n: getattr(plain, n)[:, order] for n in listed}
+    turned = Batch(**(vars(plain) | changed))
+    expected = [None if v is None else v[:, order] for v in model(plain)]
+    same(model(turned), expected, turned.candidate_mask)
+
+
+@every
+def test_an_empty_history_gives_finite_scores_and_gradients(name: str) -> None:
+    model = ranker(name, frozen=False)
+    plain = batch(0).slice(0, 1)
+    assert not plain.history_mask.any()
+    loss, _ = model.loss(plain)
+    loss.backward()
+    assert torch.isfinite(model(plain).score[plain.candidate_mask]).all()
+    gradients = [p.grad for p in model.parameters() if p.grad is not None]
+    assert all(torch.isfinite(g).all() for g in gradients)
+
+
+@every
+def test_the_gradient_reaches_every_weight(name: str) -> None:
+    model = ranker(name, frozen=False)
+    plain = batch(1, size=16, empty=False)
+    loss, weight = model.loss(plain)
+    assert weight > 0
+    loss.backward()
+    learned = {n: p.grad for n, p in model.named_parameters() if p.numel()}
+    unreached = [n for n, gradient in learned.items() if gradient is None or not gradient.any()]
+    assert unreached == []
+
+
+@every
+def test_the_history_matters(name: str) -> None:
+    model, plain = ranker(name), batch(2, empty=False)
+    other = Batch(**(vars(plain) | {"history_items": plain.history_items.roll(1, 0)}))
+    assert not torch.allclose(model(plain).score, model(other).score)
+
+
+@every
+def test_a_padded_candidate_carries_no_loss(name: str) -> None:
+    model, plain = ranker(name, frozen=False).eval(), batch(3)
+    loss, weight = model.loss(plain)
+    more, same_weight = model.loss(padded(plain, 2, 2))
+    torch.testing.assert_close(more, loss, rtol=1e-5, atol=1e-5)
+    assert weight == same_weight
+
+
+@pytest.mark.parametrize("name", ["din", "dcnv2"])
+@given(seed=st.integers(0, 1000))
+@settings(max_examples=10, deadline=None)
+def test_an_order_is_never_likelier_than_its_click(name: str, seed: int) -> None:
+    _, click, order = ranker(name)(batch(seed))
+    assert click is not None
+    assert order is not None
+    assert (order <= click).all()
+
+
+def test_order_heads_are_there_only_where_orders_are_learned() -> None:
+    assert ranker("din-softmax")(batch(0)).p_order is None
+    assert ranker("nrms")(batch(0)).p_click is None
+
+
+def test_event_weights_of_nrms_add_up_to_the_score() -> None:
+    model, plain = ranker("nrms"), batch(4)
+    torch.testing.assert_close(
+        model.event_weights(plain).sum(-1), model(plain).score, rtol=1e-5, atol=1e-5
+    )
+
+
+def test_din_tells_situations_apart() -> None:
+    """The same candidate and events in another context, or as other behaviours, score otherwise."""
+    model, plain = ranker("din"), batch(5, empty=False)
+    asked = Batch(**(vars(plain) | {"context": (plain.context + 1) % 4}))
+    lived = Batch(**(vars(plain) | {"history_context": (plain.history_context + 1) % 4}))
+    done = Batch(**(vars(plain) | {"history_behaviour": (plain.history_behaviour + 1) % 15}))
+    scores = [model(b).score for b in (plain, asked, lived, done)]
+    assert all(not torch.allclose(scores[0], other) for other in scores[1:])
+
+
+def test_nrms_needs_vectors() -> None:
+    bare = FEATURES.model_copy(update={"vectors": {}})
+    with pytest.raises(ConfigError, match="needs text vectors"):
+        NRMS.from_config(NRMSConfig(), bare)
