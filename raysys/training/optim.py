@@ -16,7 +16,7 @@ class RowAdam(Optimizer):
     """Adam that touches only the rows with a gradient; a table's cost is that of its batch.
 
     Moments of a row that is not looked up stand still (as in `torch.optim.SparseAdam`, which
-    this equals to rounding at a fraction of its passes over memory). Takes coalesced sparse
+    this equals to rounding, in fewer passes over memory). Takes coalesced sparse
     gradients [E, D].
     """
 
