@@ -16,8 +16,8 @@ import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
-from raysys.training import Session, TrainConfig, World, fit
 from raysys.dist.cluster import ensure_ray
+from raysys.training import Session, TrainConfig, World, fit
 
 
 class ToyConfig(BaseModel):

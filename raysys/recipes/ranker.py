@@ -111,9 +111,7 @@ class RankingTask:
         out = [np.zeros(0)]
         for begin in range(0, len(impressions), 256):
             chosen = impressions[begin : begin + 256]
-            pointers = pointers_of(
-                self._data.impressions, chosen, self._data.codec, labels=False
-            )
+            pointers = pointers_of(self._data.impressions, chosen, self._data.codec, labels=False)
             batch = self._collator(pointers).to(device)
             out.append(self.model(batch).score[batch.candidate_mask].double().cpu().numpy())
         return np.concatenate(out)

@@ -25,8 +25,8 @@ from ray.train.torch import TorchConfig, TorchTrainer
 
 from raysys import errors
 from raysys.data.files import write_text
-from raysys.errors import ConfigError, RaysysError, ResumeError
 from raysys.dist.cluster import ensure_ray
+from raysys.errors import ConfigError, RaysysError, ResumeError
 from raysys.training.config import TrainConfig
 from raysys.training.identity import RunRecord, check_current, code_fingerprint
 from raysys.training.launch import RunFiles, TrainFunction, run_here

@@ -68,8 +68,8 @@ def test_the_road_trains_resumes_evaluates_and_refuses_damage(world: Path, tmp_p
     again = run(config, out, show_progress=False)
     assert not again.ran
     assert again.result == first.result
+    other = resolve(recipe_of("ctr/din"), None, [*TINY, "train.lr=0.5"], {"data": str(world)})
     with pytest.raises(ResumeError, match="lr"):
-        other = resolve(recipe_of("ctr/din"), None, [*TINY, "train.lr=0.5"], {"data": str(world)})
         run(other, out, show_progress=False)
 
     result = json.loads(evaluate(out, world, replicates=100).model_dump_json())
