@@ -8,6 +8,11 @@ import shutil
 from collections.abc import Callable
 
 import pytest
+from hypothesis import settings
+
+# No test asserts a time, and the first example of a session pays for imports.
+settings.register_profile("raysys", deadline=None)
+settings.load_profile("raysys")
 
 
 def _no_vllm() -> str | None:

@@ -25,7 +25,7 @@ def close(got: torch.Tensor, expected: object, tolerance: float = 1e-5) -> None:
 
 
 @given(seed=SEEDS, act=st.sampled_from(["relu", "prelu", "sigmoid"]), rest=st.booleans())
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_target_attention_is_the_unfactorised_activation_unit(
     seed: int, act: Activation, rest: bool
 ) -> None:
@@ -82,7 +82,7 @@ def test_an_empty_history_gives_zeros_and_finite_gradients(layer: nn.Module) -> 
 
 
 @given(seed=SEEDS, extra=st.integers(0, 4))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_attention_ignores_what_lies_in_padding(seed: int, extra: int) -> None:
     torch.manual_seed(seed)
     x = torch.randn(2, 3, 4)
@@ -204,7 +204,7 @@ def test_gradients_reach_the_projections_of_every_mention() -> None:
 
 
 @given(seed=SEEDS)
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_esmm_is_cross_entropy_of_click_and_of_both(seed: int) -> None:
     rng = np.random.default_rng(seed)
     click, order = rng.normal(0, 3, (2, 2, 4))

@@ -121,7 +121,7 @@ every = pytest.mark.parametrize("name", list(BUILD))
 
 @every
 @given(seed=st.integers(0, 1000), history=st.integers(0, 3), more=st.integers(0, 3))
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 def test_padding_changes_no_score(name: str, seed: int, history: int, more: int) -> None:
     model, plain = ranker(name), batch(seed)
     wide = padded(plain, history, more)
@@ -134,7 +134,7 @@ def test_padding_changes_no_score(name: str, seed: int, history: int, more: int)
 
 @every
 @given(seed=st.integers(0, 1000))
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 def test_other_requests_change_no_score(name: str, seed: int) -> None:
     model, plain = ranker(name), batch(seed)
     whole = model(plain)
@@ -146,7 +146,7 @@ def test_other_requests_change_no_score(name: str, seed: int) -> None:
 
 @every
 @given(seed=st.integers(0, 1000))
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 def test_candidates_are_scored_in_any_order(name: str, seed: int) -> None:
     model, plain = ranker(name), batch(seed)
     order = torch.from_numpy(np.random.default_rng(seed).permutation(5))
@@ -199,7 +199,7 @@ def test_a_padded_candidate_carries_no_loss(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["din", "dcnv2"])
 @given(seed=st.integers(0, 1000))
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 def test_an_order_is_never_likelier_than_its_click(name: str, seed: int) -> None:
     _, click, order = ranker(name)(batch(seed))
     assert click is not None
