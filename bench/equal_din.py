@@ -109,8 +109,8 @@ class EqualDIN(DIN):
         table = "embedding_layer.embedding_layer.embedding_layers.{}.weight".format
         attention, tower = "attention_layers.attention_layer.mlp", "dnn.mlp"
         ours: dict[str, Tensor] = {
-            "items.fields.weight": torch.cat([theirs[table(name)] for name in item_names]),
-            "contexts.weight": torch.cat([theirs[table(name)] for name in context_names]),
+            "items.fields.table.weight": torch.cat([theirs[table(name)] for name in item_names]),
+            "contexts.table.weight": torch.cat([theirs[table(name)] for name in context_names]),
         }
         for kind in ("weight", "bias"):
             ours[f"attention.first.{kind}"] = theirs[f"{attention}.0.{kind}"]

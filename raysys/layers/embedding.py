@@ -21,8 +21,13 @@ class FieldEmbedding(nn.Module):
         sizes = torch.tensor(cardinalities, dtype=torch.int64)
         self.offsets: Tensor
         self.register_buffer("offsets", sizes.cumsum(0) - sizes, persistent=False)
-        self.weight = nn.Parameter(torch.empty(int(sizes.sum()), dim))
-        nn.init.normal_(self.weight, std=init_std)
+        self.table = nn.Embedding(int(sizes.sum()), dim)
+        nn.init.normal_(self.table.weight, std=init_std)
+
+    @property
+    def weight(self) -> Tensor:
+        """Rows of all fields [Σ cardinalities, dim]."""
+        return self.table.weight
 
     @property
     def width(self) -> int:
@@ -33,7 +38,7 @@ class FieldEmbedding(nn.Module):
         """Codes [..., F] int64 → [..., F·dim]."""
         if self.fields == 0:
             return codes.new_zeros((*codes.shape[:-1], 0), dtype=self.weight.dtype)
-        rows = nn.functional.embedding(codes + self.offsets, self.weight)
+        rows = self.table(codes + self.offsets)
         rows = rows * (codes != 0).unsqueeze(-1).to(rows.dtype)
         return rows.flatten(-2)
 
