@@ -81,6 +81,7 @@ class EqualDIN(DIN):
             history_length=history_length,
             orders=False,
             behaviours=False,
+            match=False,
             init_std=1e-4,
         )
         self.attention = TargetAttention(self.items.width, attention_units, act="dice")

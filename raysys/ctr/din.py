@@ -21,6 +21,7 @@ class DINConfig(CTRConfig):
     attention_activation: Activation = "relu"
     attention_softmax: bool = False
     activation: Activation = "relu"
+    match: bool = True  # candidate ∘ interest as an input of the towers
 
 
 class DIN(CTRRanker):
@@ -41,6 +42,7 @@ class DIN(CTRRanker):
         attention_softmax: bool = False,
         hidden: Sequence[int] = (128, 64),
         activation: Activation = "relu",
+        match: bool = True,
         dropout: float = 0.0,
         embedding_dim: int = 16,
         vector_dim: int = 32,
@@ -66,7 +68,8 @@ class DIN(CTRRanker):
             act=attention_activation,
             softmax=attention_softmax,
         )
-        width = self.items.width + self.event_width + self.request_width
+        self.match = match
+        width = self.items.width * (2 if match else 1) + self.event_width + self.request_width
 
         def tower() -> MLP:
             return MLP(width, hidden, out=1, act=activation, dropout=dropout)
@@ -91,7 +94,12 @@ class DIN(CTRRanker):
             self.query_vectors(batch, candidates), self.event_vectors(batch), batch.history_mask
         )
         request = self.request_vectors(batch).unsqueeze(1).expand(*candidates.shape[:2], -1)
-        x = torch.cat([candidates, interest, request], -1)
+        parts = [candidates, interest, request]
+        if self.match:
+            # The item part of an event comes first in its vector, field by field as in the
+            # candidate's: their product says directly which fields agree with the past.
+            parts.append(candidates * interest[..., : self.items.width])
+        x = torch.cat(parts, -1)
         click = self.click(x).squeeze(-1)
         return click, None if self.order is None else self.order(x).squeeze(-1)
 
