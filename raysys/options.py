@@ -1,6 +1,7 @@
 """Options: a frozen pydantic model filled from a YAML file and `a.b=c` overrides, strictly."""
 
 import difflib
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, TypeVar, get_args
@@ -11,6 +12,7 @@ from pydantic import BaseModel, ValidationError
 from raysys.errors import ConfigError
 
 Model = TypeVar("Model", bound=BaseModel)
+_EXPONENT = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+")
 
 
 def load_yaml(path: Path) -> dict[str, Any]:
@@ -47,8 +49,8 @@ def parse_overrides(assignments: Iterable[str]) -> dict[str, Any]:
             value = yaml.safe_load(text)
         except yaml.YAMLError as error:
             raise ConfigError(f"{assignment!r}: the value is not valid YAML ({error})") from error
-        if isinstance(value, str):
-            value = _number(value)
+        if _EXPONENT.fullmatch(text):  # YAML 1.1 reads 1e-3 as text; people mean the number
+            value = float(text)
         node = tree
         *parents, leaf = key.split(".")
         for parent in parents:
@@ -57,14 +59,6 @@ def parse_overrides(assignments: Iterable[str]) -> dict[str, Any]:
                 raise ConfigError(f"{assignment!r}: {parent} has been given a plain value already")
         node[leaf] = value
     return tree
-
-
-def _number(text: str) -> Any:
-    """YAML 1.1 reads 1e-3 as text; people mean the number."""
-    try:
-        return float(text)
-    except ValueError:
-        return text
 
 
 def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
@@ -93,25 +87,31 @@ def _fault(kind: type[BaseModel], fault: Any) -> str:
     where = ".".join(str(part) for part in fault["loc"])
     if fault["type"] != "extra_forbidden":
         return f"{where}: {fault['msg']}"
-    *parents, key = (str(part) for part in fault["loc"])
-    known = _keys(kind, parents)
+    *path, key = (str(part) for part in fault["loc"])
+    parents, known = _reached(kind, path)
     near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
     hint = (
         f"did you mean {'.'.join([*parents, near[0]])}?" if near else f"valid: {', '.join(known)}"
     )
-    return f"unknown key {where}; {hint}"
+    return f"unknown key {'.'.join([*parents, key])}; {hint}"
 
 
-def _keys(kind: type[BaseModel], path: list[str]) -> list[str]:
-    """Field names of the model reached from `kind` by `path`."""
+def _reached(kind: type[BaseModel], path: list[str]) -> tuple[list[str], list[str]]:
+    """`path` as a user writes it, and the field names of what it leads to from `kind`.
+
+    In a union, pydantic's path also names the tag of the chosen model, which no key does.
+    """
+    written: list[str] = []
+    models = [kind]
     for part in path:
-        field = kind.model_fields.get(part)
-        models = _models(field.annotation) if field else []
-        if not models:
-            # A list index or the tag of a union: stay where we are.
+        tagged = [m for m in models if part in [f.default for f in m.model_fields.values()]]
+        if len(models) > 1 and tagged:
+            models = tagged
             continue
-        kind = models[0]
-    return sorted(kind.model_fields)
+        written.append(part)
+        field = models[0].model_fields.get(part)
+        models = (_models(field.annotation) if field else []) or models
+    return written, sorted({name for model in models for name in model.model_fields})
 
 
 def _models(annotation: Any) -> list[type[BaseModel]]:
@@ -145,5 +145,6 @@ def _nested_defaults(kind: type[BaseModel]) -> dict[str, Any]:
     return {
         name: field.default.model_dump()
         for name, field in kind.model_fields.items()
-        if isinstance(field.default, BaseModel)
+        # Of a union another member may be chosen, whose fields are others.
+        if isinstance(field.default, BaseModel) and len(_models(field.annotation)) == 1
     }

@@ -107,7 +107,7 @@ class Predictor:
                     present[index] = False
                 else:
                     out[index, rows] = values[mask].double().cpu().numpy()
-        bad = np.flatnonzero(~np.isfinite(out[0]))
+        bad = np.flatnonzero(~np.isfinite(out[present]).all(0))
         if len(bad):
             owner = int(np.searchsorted(offsets, bad[0], side="right")) - 1
             raise ArtifactError(
@@ -126,23 +126,25 @@ class Predictor:
     ) -> list[list[list[tuple[str, float]]]]:
         """Per request and candidate, the past events that weigh most: (item id, weight).
 
-        What a weight means is said by `event_weights` of the model.
+        What a weight means is said by `event_weights` of the model. Events of unknown items, or
+        of weight 0, explain nothing and are left out; of equals the newest comes first.
         """
         columns = self._columns(requests)
         out: list[list[list[tuple[str, float]]]] = [[] for _ in range(len(columns))]
         for chosen, batch in self._batches(columns):
             with torch.inference_mode():
                 weights = self.model.event_weights(batch)
-            width = min(top, weights.shape[-1])
-            where = weights.abs().topk(width, dim=-1).indices
+            where = weights.abs().argsort(dim=-1, descending=True, stable=True)[..., :top]
             for row, request in enumerate(chosen.tolist()):
                 for column in range(int(columns.counts[request])):
                     events = []
                     for position in where[row, column].tolist():
                         item = int(batch.history_items[row, position])
-                        if batch.history_mask[row, position] and item >= FIRST:
-                            name = self.run.catalogue.item_ids[item - FIRST].as_py()
-                            events.append((name, float(weights[row, column, position])))
+                        weight = float(weights[row, column, position])
+                        if weight and item >= FIRST:
+                            events.append(
+                                (self.run.catalogue.item_ids[item - FIRST].as_py(), weight)
+                            )
                     out[request].append(events)
         return out
 

@@ -19,7 +19,7 @@ import platform
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -38,6 +38,8 @@ from raysys.data.files import fsync_tree, scratch_folder, sha256_file
 from raysys.data.histories import Histories
 from raysys.data.manifest import DataCard, canonical_json
 from raysys.errors import ArtifactError
+
+Model = TypeVar("Model", bound=BaseModel)
 
 FORMAT = 1
 _CHECKSUMS = "checksums.json"
@@ -180,11 +182,7 @@ def verify_run(path: Path) -> None:
             f"{path}: {_CHECKSUMS} is missing: training has not finished here; "
             "run the same train command again to finish it"
         )
-    try:
-        expected: dict[str, str] = json.loads(sums.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ArtifactError(f"{sums}: not valid JSON ({error})") from error
-    for name, digest in expected.items():
+    for name, digest in _read_json(sums).items():
         file = path / name
         if not file.is_file():
             raise ArtifactError(f"{file}: missing; restore it or train again")
@@ -204,15 +202,33 @@ def read_config(path: Path) -> RunConfig:
     file = path / "config.json"
     if not file.is_file():
         raise ArtifactError(f"{path} is no run folder: config.json is missing")
+    raw = _read_json(file)
+    if raw.get("format") != FORMAT:
+        raise ArtifactError(
+            f"{file}: run format {raw.get('format')}, this raysys reads {FORMAT}; train again"
+        )
+    return _fitting(RunConfig, raw, file)
+
+
+def _read_json(file: Path) -> dict[str, Any]:
     try:
         raw = json.loads(file.read_text(encoding="utf-8"))
-        if raw.get("format") != FORMAT:
-            raise ArtifactError(
-                f"{file}: run format {raw.get('format')}, this raysys reads {FORMAT}; train again"
-            )
-        return RunConfig.model_validate(raw)
-    except (json.JSONDecodeError, ValidationError) as error:
-        raise ArtifactError(f"{file}: damaged ({error})") from error
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ArtifactError(f"{file}: not valid JSON ({error})") from error
+    if not isinstance(raw, dict):
+        raise ArtifactError(f"{file}: a JSON object was expected")
+    return raw
+
+
+def _fitting(kind: type[Model], values: dict[str, Any], file: Path) -> Model:
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise ArtifactError(
+            f"{file}: {where}: {first['msg']}; damaged, or written by another version of raysys"
+        ) from error
 
 
 def load_run(path: Path | str) -> LoadedRun:
@@ -225,8 +241,10 @@ def load_run(path: Path | str) -> LoadedRun:
     verify_run(path)
     config = read_config(path)
     kind = resolve(config.model)
-    features = FeatureSpace.model_validate_json((path / "features.json").read_text("utf-8"))
-    model = kind.from_config(kind.Config.model_validate(config.model_options), features)
+    features = _fitting(FeatureSpace, _read_json(path / "features.json"), path / "features.json")
+    options = _fitting(kind.Config, config.model_options, path / "config.json")
+    card = _fitting(DataCard, _read_json(path / "data_card.json"), path / "data_card.json")
+    model = kind.from_config(options, features)
     try:
         model.load_state_dict(load_file(path / "model.safetensors"))
     except (SafetensorError, RuntimeError) as error:
@@ -243,7 +261,7 @@ def load_run(path: Path | str) -> LoadedRun:
         path=path,
         config=config,
         features=features,
-        data_card=DataCard.model_validate_json((path / "data_card.json").read_text("utf-8")),
+        data_card=card,
         model=model,
         catalogue=catalogue,
         items=items,

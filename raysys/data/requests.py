@@ -189,9 +189,12 @@ class Requests:
         times = np.array([UNKNOWN_TS if e.ts is None else e.ts for e in events], np.int64)
         lengths = np.array([len(self.inline[owner]) for owner in owners], np.int64)
         start = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-        falls = np.flatnonzero(np.diff(times) < 0) + 1
+        # Not by difference: an unknown time is the smallest number, and would overflow.
+        falls = np.flatnonzero(times[1:] < times[:-1]) + 1
         if len(np.setdiff1d(falls, start)):
-            raise DataError("history: events must be sorted by ts, oldest first")
+            raise DataError(
+                "history: events must be sorted by ts, oldest first, those without one before all"
+            )
         rows: dict[str, Any] = dict(
             item=catalogue.rows([e.item_id for e in events]).astype(np.int32),
             behaviour=np.array([BEHAVIOURS.index(e.behaviour) for e in events], np.int8),
