@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from raysys.layers.blocked import pair_linear
 from raysys.layers.mlp import MLP, Activation, activation
 
 
@@ -29,8 +30,9 @@ class TargetAttention(nn.Module):
     """DIN's activation unit (Zhou et al. 2018, §4.3), its first layer factorised.
 
     The unit scores each (candidate q, event k) by an MLP on [q, k, q − k, q∘k]. Its first
-    layer W·[q, k, q − k, q∘k] equals q·(Wq + Wd) + k·(Wk − Wd) + (q∘k)·Wp, so the two linear
-    parts are computed once per candidate and once per event instead of once per pair.
+    layer W·[q, k, q − k, q∘k] equals (Wq + Wd)·q + (Wk − Wd + Wp·diag(q))·k: a vector and a
+    matrix per candidate, so that a pair costs one product with its event instead of four, and
+    the products [B, C, L, D] are never laid out in memory.
 
     Args:
         width: D of candidates and events.
@@ -59,15 +61,7 @@ class TargetAttention(nn.Module):
         """query [B, C, D], keys [B, L, D] → raw scores [B, C, L]."""
         wq, wk, wd, wp = self.first.weight.chunk(4, dim=1)
         by_query = nn.functional.linear(query, wq + wd, self.first.bias)
-        by_key = nn.functional.linear(keys, wk - wd)
-        # (q∘k)·Wp = k·(diag(q)·Wp): one batched matrix product per request, and the pairwise
-        # products [B, C, L, D] are never laid out in memory.
-        scaled = query.unsqueeze(2) * wp  # [B, C, H, D]
-        batch, candidates, units, width = scaled.shape
-        pairs = torch.bmm(
-            keys, scaled.reshape(batch, candidates * units, width).transpose(1, 2)
-        ).view(batch, -1, candidates, units)
-        hidden = pairs + by_query.unsqueeze(1) + by_key.unsqueeze(2)  # [B, L, C, H]
+        hidden = pair_linear(keys, by_query, query, wk - wd, wp)  # [B, L, C, H]
         return self.rest(self.act(hidden)).squeeze(-1).transpose(1, 2)
 
     def weights(self, query: Tensor, keys: Tensor, mask: Tensor) -> Tensor:

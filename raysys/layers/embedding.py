@@ -39,8 +39,8 @@ class FieldEmbedding(nn.Module):
         if self.fields == 0:
             return codes.new_zeros((*codes.shape[:-1], 0), dtype=self.weight.dtype)
         rows = self.table(codes + self.offsets)
-        rows = rows * (codes != 0).unsqueeze(-1).to(rows.dtype)
-        return rows.flatten(-2)
+        # In place: the lookup has no use for its output any more.
+        return rows.masked_fill_((codes == 0).unsqueeze(-1), 0.0).flatten(-2)
 
 
 class ItemEncoder(nn.Module):
@@ -96,6 +96,9 @@ class ItemEncoder(nn.Module):
         """Catalogue rows [...] int64 → [..., width]; row 0 gives zeros in every field."""
         if self.table is not None:
             return nn.functional.embedding(rows, self.table)
+        if len(self.codes) <= rows.numel():
+            everything = torch.arange(len(self.codes), device=rows.device)
+            return nn.functional.embedding(rows, self._encode(everything))
         if not self.projections:
             return self._encode(rows)
         # A batch names the same items over and over; projecting 384 numbers per mention is
@@ -109,4 +112,4 @@ class ItemEncoder(nn.Module):
             vectors = getattr(self, f"vectors_{name}")[rows]
             present = (vectors != 0).any(-1, keepdim=True)
             parts.append(projection(vectors) * present.to(vectors.dtype))
-        return torch.cat(parts, -1)
+        return torch.cat(parts, -1) if len(parts) > 1 else parts[0]

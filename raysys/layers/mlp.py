@@ -6,6 +6,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from raysys.layers.blocked import blocks_pay, dice, mean_var
+
 Activation = Literal["relu", "prelu", "sigmoid", "dice"]
 
 
@@ -22,8 +24,29 @@ class Dice(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x [..., width] → the same shape."""
-        gate = torch.sigmoid(self.norm(x.reshape(-1, x.shape[-1]))).view_as(x)
-        return gate * x + (1 - gate) * self.alpha * x
+        flat = x.reshape(-1, x.shape[-1])
+        if not blocks_pay(x):
+            gate = torch.sigmoid(self.norm(flat)).view_as(x)
+            return gate * x + (1 - gate) * self.alpha * x
+        norm = self.norm
+        assert norm.running_mean is not None
+        assert norm.running_var is not None
+        mean, var = norm.running_mean, norm.running_var
+        if self.training:
+            mean, var = mean_var(flat)
+            self._remember(mean, var, len(flat))
+        return dice(flat, self.alpha, mean, var, norm.eps, own=self.training).view_as(x)
+
+    def _remember(self, mean: Tensor, var: Tensor, count: int) -> None:
+        """What `BatchNorm1d` does to its running statistics."""
+        norm = self.norm
+        assert norm.running_mean is not None
+        assert norm.running_var is not None
+        assert norm.num_batches_tracked is not None
+        assert norm.momentum is not None
+        norm.running_mean.lerp_(mean, norm.momentum)
+        norm.running_var.lerp_(var * (count / max(1, count - 1)), norm.momentum)
+        norm.num_batches_tracked += 1
 
 
 class PReLU(nn.Module):
@@ -42,7 +65,8 @@ def activation(name: Activation, width: int) -> nn.Module:
     """The activation module for a layer of `width` units."""
     match name:
         case "relu":
-            return nn.ReLU()
+            # In place: a linear layer before it has no use for its output any more.
+            return nn.ReLU(inplace=True)
         case "prelu":
             return PReLU(width)
         case "sigmoid":
