@@ -211,6 +211,7 @@ def in_group(world: int, folder: Path, config: ToyConfig, stop: int | None = Non
     return torch.cat([value.flatten() for value in state.values()])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sparse", [False, True])
 def test_two_workers_equal_one_on_one_global_batch(tmp_path: Path, sparse: bool) -> None:
     # 120 rows in batches of 16: the last batch is odd for 2 × 3 micro batches.
@@ -226,6 +227,7 @@ def test_two_workers_equal_one_on_one_global_batch(tmp_path: Path, sparse: bool)
     np.testing.assert_allclose(losses[0], losses[1], atol=1e-5)
 
 
+@pytest.mark.slow
 def test_two_workers_stopped_and_resumed_are_bitwise_undisturbed(tmp_path: Path) -> None:
     config = ToyConfig(train=settings())
     in_group(2, tmp_path / "whole", config)
@@ -234,6 +236,7 @@ def test_two_workers_stopped_and_resumed_are_bitwise_undisturbed(tmp_path: Path)
     assert (tmp_path / "broken" / "sha").read_text() == (tmp_path / "whole" / "sha").read_text()
 
 
+@pytest.mark.slow
 def test_another_world_size_goes_on_from_the_same_batch(tmp_path: Path) -> None:
     config = ToyConfig(dropout=0, train=settings())
     whole = in_group(2, tmp_path / "whole", config)

@@ -319,6 +319,7 @@ def wait_for_step(process: subprocess.Popen[str], folder: Path) -> None:
         assert process.poll() is None
 
 
+@pytest.mark.slow
 def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path: Path) -> None:
     slow = ToyConfig(train=TrainConfig(epochs=3, log_every_steps=1), step_sleep=0.05)
     process = begin(tmp_path / "run", slow)
@@ -334,6 +335,7 @@ def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path: Path) -> None:
     assert resumed.result == whole.result
 
 
+@pytest.mark.slow
 def test_kill_9_and_the_same_command_give_the_same_bits(tmp_path: Path) -> None:
     config = ToyConfig(
         train=TrainConfig(epochs=3, checkpoint_every_steps=3),

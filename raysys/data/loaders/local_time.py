@@ -5,6 +5,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from raysys.data.loaders.base import categorical
 
@@ -40,7 +41,6 @@ def local_part(
     part: Part, ts: pa.Array, tz_offset_min: npt.NDArray[np.int64] | int = 0
 ) -> pa.Array:
     """A part of local time [N] of times in µs UTC; null where the time is."""
-    known = ts.is_valid().to_numpy(zero_copy_only=False)
     minutes = ts.fill_null(0).to_numpy(zero_copy_only=False) // 60_000_000 + tz_offset_min
     hour = minutes // 60 % 24
     day = (minutes // _MINUTES_A_DAY + _EPOCH_WEEKDAY) % 7
@@ -52,7 +52,7 @@ def local_part(
         values = weekday(day)
     else:
         values = _pick(DAY_KINDS, (day >= 5).astype(np.int64))
-    return pa.array(np.where(known, values.to_numpy(zero_copy_only=False), None), pa.string())
+    return pc.if_else(ts.is_valid(), values, pa.scalar(None, pa.string()))
 
 
 def local_feature(name: str, part: Part) -> dict[str, Any]:

@@ -75,6 +75,7 @@ def test_impossible_rows_leave_no_folder(tmp_path: Path, end: int, item: int, ho
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_an_environment_that_pip_cannot_fill_is_one_error_and_no_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -84,6 +85,7 @@ def test_an_environment_that_pip_cannot_fill_is_one_error_and_no_folder(
     assert not (tmp_path / "broken").exists()
 
 
+@pytest.mark.slow
 def test_a_made_environment_is_used_again(tmp_path: Path) -> None:
     python = peer_python("empty", ("pip",), root=tmp_path)
     made = python.lstat().st_mtime_ns
