@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import psutil
+import pyarrow.parquet as pq
 import pytest
 import requests
 import serve_fixtures as fixtures
@@ -23,6 +24,8 @@ import yaml
 from own_cluster import RAYSYS, Cluster, free_port, ray_cluster
 
 from raysys.artifacts.predictor import Predictor
+from raysys.data.mapping import LocalMapper
+from raysys.recipes.score import score as score_file
 from serve_apps.client import Client, ServerError
 from serve_apps.schemas import ErrorBody
 
@@ -81,9 +84,12 @@ def url(cluster: Cluster, root: Path) -> Iterator[str]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("family", ["ctr", "news"])
-def test_served_equals_predictor(url: str, root: Path, family: Any) -> None:
-    predictor = Predictor.load({"ctr": fixtures.ctr_run, "news": fixtures.news_run}[family](root))
-    asked = fixtures.requests(300, seed=3)
+def test_served_batch_and_predictor_scores_are_one(
+    url: str, root: Path, tmp_path: Path, family: Any
+) -> None:
+    run = {"ctr": fixtures.ctr_run, "news": fixtures.news_run}[family](root)
+    predictor = Predictor.load(run)
+    asked = fixtures.requests(1000, seed=3)
 
     def ask(part: int) -> list[Any]:
         with Client(url) as client:
@@ -92,16 +98,22 @@ def test_served_equals_predictor(url: str, root: Path, family: Any) -> None:
     with ThreadPoolExecutor(6) as pool:
         answers = {a.request_id: a for part in pool.map(ask, range(6)) for a in part}
     assert len(answers) == len(asked)
-    worst = 0.0
-    for row in predictor.score(asked).to_pylist():
-        answer = answers[row["request_id"]]
-        assert answer.model_id == predictor.model_id
-        item = next(item for item in answer.items if item.item_id == row["item_id"])
-        worst = max(worst, abs(item.score - row["score"]))
+    served = {(request, item.item_id): item for request, a in answers.items() for item in a.items}
+    file = tmp_path / "requests.jsonl"
+    file.write_text("".join(f"{r.model_dump_json(exclude_none=True)}\n" for r in asked))
+    score_file(run, file, tmp_path / "scores", LocalMapper(), per_part=300)
+    batch = pq.read_table(tmp_path / "scores").to_pylist()
+    worst = {"served": 0.0, "batch": 0.0}
+    for row, other in zip(predictor.score(asked).to_pylist(), batch, strict=True):
+        assert (other["request_id"], other["item_id"]) == (row["request_id"], row["item_id"])
+        assert answers[row["request_id"]].model_id == predictor.model_id
+        item = served[row["request_id"], row["item_id"]]
+        worst["served"] = max(worst["served"], abs(item.score - row["score"]))
+        worst["batch"] = max(worst["batch"], abs(other["score"] - row["score"]))
         if row["p_click"] is not None:
             assert item.p_click == pytest.approx(row["p_click"], abs=1e-6)
-    print(f"{family}: largest difference between served and Predictor score {worst:.2g}")
-    assert worst <= 1e-6
+    print(f"{family}: {len(asked)} requests, largest difference to the Predictor {worst}")
+    assert max(worst.values()) <= 1e-6
 
 
 @pytest.mark.slow
