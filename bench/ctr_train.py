@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +19,12 @@ import numpy as np
 import psutil
 from rich.console import Console
 
-from bench.equal_din import FEATURES, ITEM_FIELDS, Job, split_rows
+from bench.equal_data import ITEM_FIELDS, data_sizes, fuxictr_data, planted_world
+from bench.equal_din import Job
 from bench.peers.environment import FUXICTR, peer_python
-from bench.peers.fuxictr_data import Rows, write_fuxictr_dataset
-from raysys.data.catalogue import Catalogue
 from raysys.data.dataset import Dataset
-from raysys.data.features import fit_features
-from raysys.data.mapping import LocalMapper
-from raysys.data.prepared import Prepared, cache_root, prepare
-from raysys.data.world import WorldConfig, make_world
-from raysys.errors import ConfigError, RaysysError
+from raysys.data.prepared import Prepared, prepare
+from raysys.errors import RaysysError
 from raysys.training import TrainConfig
 
 PEER_SCRIPT = Path(__file__).parent / "peers" / "fuxictr_din.py"
@@ -42,6 +39,7 @@ Figures = dict[str, Any]
 
 def run(
     users: int = 2000,
+    days: int = 60,
     history_lengths: Sequence[int] = (50, 100),
     repeats: int = 3,
     warmup_steps: int = 5,
@@ -56,21 +54,25 @@ def run(
 ) -> Figures:
     """Samples per second of ours over FuxiCTR's with the best of `loader_processes`.
 
-    Sizes are those of FuxiCTR's own DIN configuration, data a planted world of `users` users.
+    Default sizes are those of FuxiCTR's own DIN configuration; the data is a planted world.
     `ratio` is of medians at the first of `history_lengths`. `ray_overhead` is one Ray Train
     worker over the bare loop. `scaling` is two workers with one core each over twice one worker
     with one core, all on the same global batch. `same_losses` trains both sides from the same
     weights on the same rows in the same order. `busy_before` is the CPU share of others in the
     second before each run.
     """
-    data = _world(users, seed)
-    dataset = prepare(Dataset(data))
-    theirs = _fuxictr_data(dataset)
+    data = prepare(Dataset(planted_world(users, days, seed)))
+    sizes = Sizes(
+        warmup_steps,
+        steps,
+        batch_size,
+        embedding_dim,
+        tuple(attention_units),
+        tuple(hidden),
+        threads,
+    )
     with tempfile.TemporaryDirectory() as scratch:
-        bench = _Bench(
-            Path(scratch), data, theirs, warmup_steps, steps, batch_size, embedding_dim,
-            tuple(attention_units), tuple(hidden), threads, seed,
-        )  # fmt: skip
+        bench = _Bench(Path(scratch), data, sizes, seed)
         same = bench.same_losses(history_lengths[0])
         beside = {
             length: bench.beside(length, repeats, loader_processes) for length in history_lengths
@@ -86,47 +88,33 @@ def run(
         "same_losses": same,
         "by_history_length": {str(length): figures for length, figures in beside.items()},
         "ray": ray,
-        "data": _data_sizes(dataset, users),
-        "sizes": {
-            "item_fields": list(ITEM_FIELDS),
-            "embedding_dim": embedding_dim,
-            "attention_units": list(attention_units),
-            "hidden": list(hidden),
-            "batch_size": batch_size,
-            "lr": LR,
-            "clip_norm": CLIP_NORM,
-            "threads": threads,
-            "warmup_steps": warmup_steps,
-            "steps": steps,
-            "seed": seed,
-        },
+        "data": {"users": users, "days": days, "seed": seed, **data_sizes(data)},
+        "sizes": {**asdict(sizes), "item_fields": ITEM_FIELDS, "lr": LR, "clip_norm": CLIP_NORM},
         "cpus": psutil.cpu_count(),
         "busy_before": bench.busy,
         "note": NOTE,
     }
 
 
-class _Bench:
-    """Runs of one data set and one set of sizes."""
+@dataclass(frozen=True)
+class Sizes:
+    """What both sides train, and for how many steps."""
 
-    def __init__(
-        self,
-        scratch: Path,
-        data: Path,
-        theirs: Path,
-        warmup_steps: int,
-        steps: int,
-        batch_size: int,
-        embedding_dim: int,
-        attention_units: tuple[int, ...],
-        hidden: tuple[int, ...],
-        threads: int,
-        seed: int,
-    ) -> None:
-        self.scratch, self.data, self.theirs = scratch, data, theirs
-        self.warmup_steps, self.steps, self.batch_size = warmup_steps, steps, batch_size
-        self.embedding_dim, self.attention_units = embedding_dim, attention_units
-        self.hidden, self.threads, self.seed = hidden, threads, seed
+    warmup_steps: int
+    steps: int
+    batch_size: int
+    embedding_dim: int
+    attention_units: tuple[int, ...]
+    hidden: tuple[int, ...]
+    threads: int
+
+
+class _Bench:
+    """Runs on one data set with one set of sizes."""
+
+    def __init__(self, scratch: Path, data: Prepared, sizes: Sizes, seed: int) -> None:
+        self.scratch, self.data, self.sizes, self.seed = scratch, data, sizes, seed
+        self.theirs = fuxictr_data(data)
         self.python = peer_python(*FUXICTR)
         self.busy: list[float] = []
         self._console = Console(stderr=True)
@@ -201,27 +189,28 @@ class _Bench:
         pin: bool = False,
     ) -> Figures:
         """One run of ours."""
+        sizes = self.sizes
         job = Job(
-            data=str(self.data),
-            batch_size=self.batch_size,
-            embedding_dim=self.embedding_dim,
-            attention_units=self.attention_units,
-            hidden=self.hidden,
+            data=str(self.data.dataset.path),
+            batch_size=sizes.batch_size,
+            embedding_dim=sizes.embedding_dim,
+            attention_units=sizes.attention_units,
+            hidden=sizes.hidden,
             history_length=length,
-            warmup_steps=self.warmup_steps,
+            warmup_steps=sizes.warmup_steps,
             single=single,
             shuffle=shuffle,
             weights=weights,
             pin=pin,
             train=TrainConfig(
-                max_steps=self.warmup_steps + self.steps,
+                max_steps=sizes.warmup_steps + sizes.steps,
                 seed=self.seed if seed is None else seed,
                 lr=LR,
                 clip_norm=CLIP_NORM,
                 log_every_steps=1,
                 checkpoint_every_seconds=None,
                 workers=workers,
-                threads_per_worker=threads or self.threads,
+                threads_per_worker=threads or sizes.threads,
                 device="cpu",
             ),
         )
@@ -242,26 +231,29 @@ class _Bench:
         evaluate: bool = True,
     ) -> Figures:
         """One run of FuxiCTR's; `weights` is written with its first weights."""
-        sizes = {
-            "steps": self.steps,
-            "warmup_steps": self.warmup_steps,
-            "embedding_dim": self.embedding_dim,
-            "attention_hidden_units": self.attention_units,
-            "dnn_hidden_units": self.hidden,
+        sizes = self.sizes
+        given = {
+            "steps": sizes.steps,
+            "warmup_steps": sizes.warmup_steps,
+            "embedding_dim": sizes.embedding_dim,
+            "attention_hidden_units": sizes.attention_units,
+            "dnn_hidden_units": sizes.hidden,
             "max_len": length,
-            "batch_size": self.batch_size,
+            "batch_size": sizes.batch_size,
             "learning_rate": LR,
             "num_workers": processes,
-            "threads": self.threads,
+            "threads": sizes.threads,
             "shuffle": shuffle,
             "seed": self.seed if seed is None else seed,
             "evaluate": evaluate,
         }
         path = self._new("sizes")
-        path.write_text(json.dumps(sizes), encoding="utf-8")
+        path.write_text(json.dumps(given), encoding="utf-8")
         extra = ["--weights-before", str(weights)] if weights else []
         command = [str(self.python), str(PEER_SCRIPT), str(self.theirs), str(path), *extra]
-        return self._run(command, None, f"fuxictr L={length} loader processes={processes}")
+        figures = self._run(command, None, f"fuxictr L={length} loader processes={processes}")
+        valid = figures.get("valid", {})
+        return {**figures, "valid": {name.lower(): value for name, value in valid.items()}}
 
     def _new(self, name: str) -> Path:
         self._runs += 1
@@ -271,7 +263,7 @@ class _Bench:
         """The last line that `command` prints, which is JSON."""
         self.busy.append(psutil.cpu_percent(interval=1.0))
         env = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
-        env["OMP_NUM_THREADS"] = str(threads or self.threads)
+        env["OMP_NUM_THREADS"] = str(threads or self.sizes.threads)
         done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
         if done.returncode:
             last = " | ".join(done.stderr.strip().splitlines()[-5:])
@@ -287,66 +279,3 @@ def _median(figures: list[Figures]) -> float:
 
 def _speeds(figures: list[Figures]) -> list[float]:
     return [run["samples_per_s"] for run in figures]
-
-
-def _world(users: int, seed: int) -> Path:
-    config = WorldConfig(users=users, seed=seed)
-    path = cache_root() / "bench" / f"world-{users}-{seed}"
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        make_world(config, path, LocalMapper())
-    return path
-
-
-def _fuxictr_data(data: Prepared) -> Path:
-    """The same rows, histories, codes and splits in FuxiCTR's layout."""
-    path = cache_root() / "bench" / f"fuxictr-{data.dataset.manifest.hash}"
-    if path.exists():
-        return path
-    features = fit_features(data, FEATURES)
-    names = features.contexts.names
-    clash = set(names) & set(ITEM_FIELDS)
-    if clash:
-        raise ConfigError(f"a context and an item field are both called {', '.join(clash)}")
-    codes = Catalogue.build(data.dataset.table("items"), features).codes
-    context = features.contexts.translator(data.codec)(data.impressions.context)
-    rows = data.impressions
-
-    def of(split: str) -> Rows:
-        row, owner = split_rows(data, split)
-        return Rows(
-            user=rows.user[owner],
-            end=rows.end[owner],
-            item=rows.item[row],
-            label=rows.click[row],
-            context={name: context[owner, i] for i, name in enumerate(names)},
-        )
-
-    sizes = zip(
-        (*ITEM_FIELDS, *names),
-        (*features.item_cardinalities, *features.context_cardinalities),
-        strict=True,
-    )
-    write_fuxictr_dataset(
-        path,
-        data.histories.start,
-        data.histories.item,
-        {name: codes[:, i] for i, name in enumerate(ITEM_FIELDS)},
-        {split: of(split) for split in ("train", "valid")},
-        dict(sizes),
-    )
-    return path
-
-
-def _data_sizes(data: Prepared, users: int) -> dict[str, float]:
-    row, owner = split_rows(data, "train")
-    impressions = np.unique(owner)
-    lengths = data.impressions.end[impressions] - data.impressions.start[impressions]
-    return {
-        "users": users,
-        "train_rows": len(row),
-        "train_impressions": len(impressions),
-        "candidates_per_impression": len(row) / len(impressions),
-        "mean_history": float(lengths.mean()),
-        "items": len(data.item_ids),
-    }

@@ -17,11 +17,12 @@ import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
+from bench.equal_data import FEATURES, ITEM_FIELDS, split_rows
 from raysys.ctr.din import DIN
 from raysys.data.batch import Batch, Collator, Pointers
 from raysys.data.catalogue import Catalogue
 from raysys.data.dataset import Dataset
-from raysys.data.features import FeatureConfig, VocabularyField, fit_features
+from raysys.data.features import fit_features
 from raysys.data.prepared import Prepared, prepare
 from raysys.data.sampling import ImpressionLoader, pointers_of
 from raysys.errors import RaysysError
@@ -30,9 +31,6 @@ from raysys.layers.mlp import MLP, Dice
 from raysys.metrics import pointwise
 from raysys.training import Session, TrainConfig, World, fit, launch
 
-# The two item fields of the DIN paper's public data: the item and its category.
-ITEM_FIELDS = ("item_id", "category:2")
-FEATURES = FeatureConfig(items=tuple(VocabularyField(source=name) for name in ITEM_FIELDS))
 _VALID_IMPRESSIONS = 256
 
 
@@ -137,7 +135,7 @@ class RowLoader:
     ) -> None:
         self.data, self.collator = data, collator
         self.batch_size, self.seed, self.shuffle = batch_size, seed, shuffle
-        self.row, self.owner = train_rows(data)
+        self.row, self.owner = split_rows(data, "train")
         self.steps_per_epoch = -(-len(self.row) // batch_size)
         self._order: tuple[int, npt.NDArray[np.int64]] | None = None
 
@@ -194,18 +192,6 @@ class EqualTask:
         return {"auc": pointwise.auc(tally), "logloss": pointwise.logloss(tally)}
 
 
-def train_rows(data: Prepared) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Candidate rows [R] of the training split in table order, and their impressions [R]."""
-    return split_rows(data, "train")
-
-
-def split_rows(data: Prepared, split: str) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Candidate rows [R] of a split in table order, and their impressions [R]."""
-    rows = data.impressions
-    chosen = rows.of(split)
-    return rows.rows(chosen), np.repeat(chosen, np.diff(rows.offsets)[chosen])
-
-
 def train(job: Job, session: Session) -> dict[str, Any]:
     """What every worker runs."""
     if job.pin:
@@ -228,7 +214,7 @@ def train(job: Job, session: Session) -> dict[str, Any]:
     if job.single:
         loader: Any = RowLoader(data, collator, job.batch_size, job.train.seed, job.shuffle)
     else:
-        row, owner = train_rows(data)
+        row, owner = split_rows(data, "train")
         impressions = round(job.batch_size * len(np.unique(owner)) / len(row))
         loader = ImpressionLoader(data, collator, batch_size=impressions, seed=job.train.seed)
     if job.train.max_steps is not None and job.train.max_steps > loader.steps_per_epoch:
