@@ -175,6 +175,7 @@ class _ItemTable(nn.Module):
 
     def __init__(self, table: Tensor) -> None:
         super().__init__()
+        self.width = table.shape[1]
         self.table: Tensor
         self.register_buffer("table", table)
 
