@@ -1,11 +1,12 @@
 """An exported program: the run's scores without raysys, from what lies beside it."""
 
 import json
+import re
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pytest
 import serve_fixtures
 import torch
@@ -13,7 +14,7 @@ from typer.testing import CliRunner
 
 from raysys.artifacts import export
 from raysys.artifacts.export import check_export, export_run
-from raysys.artifacts.predictor import Predictor
+from raysys.artifacts.predictor import SCORES, Predictor
 from raysys.data.batch import Batch
 from raysys.errors import ArtifactError, StorageFullError
 
@@ -45,51 +46,23 @@ def test_inputs_are_the_batch_without_masks_and_labels() -> None:
 def test_a_user_with_the_three_files_gets_the_predictors_scores(
     kind: str, runs: dict[str, Path], exported: dict[str, Path]
 ) -> None:
-    """Only torch, Arrow and JSON on the user's side; one request at a time, of any size."""
-    file = exported[kind]
-    score = torch.export.load(file).module()
-    about = json.loads(file.with_suffix(".json").read_text())
-    with pa.memory_map(str(file.with_suffix(".arrow"))) as source:
-        table = pa.ipc.open_file(source).read_all()
-        row = dict(zip(table["item_id"].to_pylist(), table["row"].to_pylist(), strict=True))
-
-    def codes(context: dict[str, object]) -> list[int]:
-        out = []
-        for feature in about["contexts"]["features"]:
-            value = context.get(feature["name"])
-            if value is None:
-                out.append(0)
-            elif feature["kind"] == "numeric":
-                out.append(2 + int(np.searchsorted(feature["edges"], value, side="right")))
-            else:
-                known = feature["values"]
-                out.append(2 + known.index(value) if value in known else 1)
-        return out
-
+    """By the code of the document: torch, Arrow and JSON only, one request at a time."""
+    page = (Path(__file__).parents[2] / "docs" / "export.md").read_text()
+    (code,) = re.findall(r"^```python\n(.*?)^```", page, flags=re.S | re.M)
+    assert "raysys" not in code
+    there: dict[str, Any] = {}
+    exec(code, there)
+    score = there["open_ranker"](str(exported[kind]))
     predictor = Predictor.load(runs[kind])
-    for request in serve_fixtures.requests(30):
-        events = request.history
-        if events is None:
-            continue
-        newest = [e for e in events[::-1] if e.ts < request.ts][: about["history_length"]]
-        inputs = {
-            "context": [codes(request.context)],
-            "history_items": [[row.get(e.item_id, 1) for e in newest]],
-            "history_context": [[codes(e.context) for e in newest]],
-            "history_behaviour": [[about["behaviours"].index(e.behaviour) for e in newest]],
-            "history_age_s": [[(request.ts - e.ts) / 1e6 for e in newest]],
-            "history_length": [len([e for e in events if e.ts < request.ts])],
-            "candidates": [[row.get(item, 1) for item in request.candidates]],
-        }
-        tensors = {
-            name: torch.tensor(values, dtype=getattr(torch, about["inputs"][name]["dtype"]))
-            for name, values in inputs.items()
-        }
-        got = score(**tensors)
+    asked = [r for r in serve_fixtures.requests(40) if r.history is not None]
+    cold = asked[0].model_copy(update={"history": ()})
+    for request in [*asked, cold]:
+        events = [event.model_dump() for event in request.history]
+        got = score(request.ts, request.context, events, request.candidates)
         expected = predictor.score([request])
-        assert tuple(got) == tuple(about["outputs"])
+        assert list(got) == [n for n in SCORES.names[2:] if not expected[n].null_count]
         for name, values in got.items():
-            np.testing.assert_allclose(values[0].numpy(), expected[name].to_numpy(), atol=1e-6)
+            np.testing.assert_allclose(values.numpy(), expected[name].to_numpy(), atol=1e-6)
 
 
 def test_only_the_frozen_table_of_the_items_is_inside(exported: dict[str, Path]) -> None:
