@@ -15,6 +15,7 @@ from raysys.cli.demo import demo
 from raysys.cli.doctor import doctor
 from raysys.cli.embed import embed
 from raysys.cli.evaluate import evaluate
+from raysys.cli.export import export
 from raysys.cli.report import report
 from raysys.cli.score import score
 from raysys.cli.serve import serve
@@ -31,7 +32,7 @@ app = typer.Typer(
 )
 app.add_typer(data.app, name="data", help="Make, import, check and show data sets.")
 for verb in (
-    train, evaluate, compare, score, report, embed, serve, submit, bench, doctor, demo
+    train, evaluate, compare, score, export, report, embed, serve, submit, bench, doctor, demo
 ):  # fmt: skip
     app.command()(verb)
 
