@@ -59,7 +59,8 @@ def run(
     `ratio` is of medians at the first of `history_lengths`. `ray_overhead` is one Ray Train
     worker over the bare loop. `scaling` is two workers with one core each over twice one worker
     with one core, all on the same global batch. `same_losses` trains both sides from the same
-    weights on the same rows in the same order. `busy_before` is the CPU share of others in the
+    weights on the same rows in the same order. `loaders` reads an epoch without training, from
+    mapped columns and through Ray Data. `busy_before` is the CPU share of others in the
     second before each run.
     """
     data = prepare(Dataset(planted_world(users, days, seed)))
@@ -79,6 +80,7 @@ def run(
             length: bench.beside(length, repeats, loader_processes) for length in history_lengths
         }
         ray = bench.under_ray(history_lengths[0], repeats)
+        loaders = bench.loaders(history_lengths[0])
     main = beside[history_lengths[0]]
     return {
         "bench": "ctr-train",
@@ -89,6 +91,7 @@ def run(
         "same_losses": same,
         "by_history_length": {str(length): figures for length, figures in beside.items()},
         "ray": ray,
+        "loaders": loaders,
         "data": {"users": users, "days": days, "seed": seed, **data_sizes(data)},
         "sizes": {**asdict(sizes), "item_fields": ITEM_FIELDS, "lr": LR, "clip_norm": CLIP_NORM},
         "cpus": psutil.cpu_count(),
@@ -176,6 +179,19 @@ class _Bench:
             "scaling": median["two_cores"] / (2 * median["one_core"]),
             "samples_per_s": median,
             "runs": {way: _speeds(figures) for way, figures in runs.items()},
+        }
+
+    def loaders(self, length: int) -> Figures:
+        """Rows per second of our loader and of one through Ray Data, nothing else running."""
+        sizes = data_sizes(self.data)
+        impressions = round(self.sizes.batch_size / sizes["candidates_per_impression"])
+        code = "from bench.equal_loaders import main; main()"
+        given = [str(self.data.dataset.path), str(impressions), str(length)]
+        figures = self._run([sys.executable, "-c", code, *given], None, f"loaders L={length}")
+        speeds = figures["samples_per_s"]
+        return {
+            "samples_per_s": speeds,
+            "mapped_vs_ray_data": speeds["mapped"] / speeds["ray_data"],
         }
 
     def raysys(
@@ -271,7 +287,7 @@ class _Bench:
             last = " | ".join(done.stderr.strip().splitlines()[-5:])
             raise RaysysError(f"a run of the bench failed ({label}): {last}")
         figures: Figures = json.loads(done.stdout.splitlines()[-1])
-        self._console.print(f"{label}: {figures['samples_per_s']:.0f} samples/s")
+        self._console.print(f"{label}: {json.dumps(figures['samples_per_s'])} samples/s")
         return figures
 
 

@@ -11,6 +11,7 @@ import torch
 
 from bench.equal_data import FEATURES, ITEM_FIELDS, fuxictr_data, planted_world, split_rows
 from bench.equal_din import EqualDIN, EqualTask, Job, RowLoader, run_job
+from bench.equal_loaders import write_pointers
 from raysys.data.batch import Collator
 from raysys.data.catalogue import Catalogue
 from raysys.data.dataset import Dataset
@@ -198,3 +199,19 @@ def test_steps_beyond_one_epoch_are_refused(data: Prepared, tmp_path: Path) -> N
     with pytest.raises(RaysysError, match="validation would be timed"):
         run_job(job(data, 10_000, True), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_ray_data_is_given_the_pointers_of_all_impressions(data: Prepared, tmp_path: Path) -> None:
+    write_pointers(data, tmp_path)
+    rows = data.impressions
+    chosen = rows.of("train")
+    for at, row in zip(chosen, pq.read_table(tmp_path).to_pylist(), strict=True):
+        own = slice(rows.offsets[at], rows.offsets[at + 1])
+        assert row == {
+            "start": rows.start[at],
+            "end": rows.end[at],
+            "ts": rows.ts[at],
+            "context": rows.context[at].tolist(),
+            "item": rows.item[own].tolist(),
+            "click": rows.click[own].tolist(),
+        }
