@@ -122,7 +122,10 @@ def test_leaving_a_job_does_not_end_it(cluster: Cluster, work: Path) -> None:
     assert leaver.stderr is not None
     assert "attached to doctor-" in leaver.stderr.readline()
     leaver.send_signal(signal.SIGINT)
-    assert "goes on without us" in leaver.communicate(timeout=60)[1]
+    error = leaver.communicate(timeout=60)[1]
+    if "SUCCEEDED" in error or "FAILED" in error:
+        pytest.skip("the job ended before it could be left")
+    assert "goes on without us" in error
     assert leaver.returncode == 130
     stayer = cluster.run("submit", *options, "--", "doctor", "--json")
     result = json.loads(stayer.stdout)
