@@ -4,11 +4,15 @@ Skips tests, with the reason, whose marker asks for what this machine lacks.
 """
 
 import importlib.util
+import os
 import shutil
 from collections.abc import Callable
 
 import pytest
 from hypothesis import settings
+
+# Tensors of tests are too small to share among threads. Read when torch is first imported.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # No test asserts a time, and the first example of a session pays for imports.
 settings.register_profile("raysys", deadline=None)
