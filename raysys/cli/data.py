@@ -1,4 +1,4 @@
-"""`raysys data make|import|check|show`: data set folders in, out and examined."""
+"""Make, import, check and show data sets."""
 
 import json
 from enum import StrEnum

@@ -1,40 +1,60 @@
 """The `raysys` command: registers the verbs, turns our errors into one line and an exit code."""
 
+import ast
 import errno
+import importlib
 import logging
 import sys
+from collections.abc import Callable
+from pathlib import Path
 
 import typer
 from rich.console import Console
 from rich.logging import RichHandler
 
-from raysys.cli import data
-from raysys.cli.bench import bench
-from raysys.cli.compare import compare
-from raysys.cli.demo import demo
-from raysys.cli.doctor import doctor
-from raysys.cli.embed import embed
-from raysys.cli.evaluate import evaluate
-from raysys.cli.export import export
-from raysys.cli.report import report
-from raysys.cli.score import score
-from raysys.cli.serve import serve
-from raysys.cli.submit import submit
-from raysys.cli.train import train
 from raysys.errors import RaysysError
 
-app = typer.Typer(
-    name="raysys",
-    help="LLM-aided recommenders on Ray: from behaviour logs to a served, explained ranking.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-)
-app.add_typer(data.app, name="data", help="Make, import, check and show data sets.")
-for verb in (
-    train, evaluate, compare, score, export, report, embed, serve, submit, bench, doctor, demo
-):  # fmt: skip
-    app.command()(verb)
+# One module each in raysys/cli. `data` has verbs of its own.
+VERBS = (
+    "data", "train", "evaluate", "compare", "score", "export", "report", "embed", "serve",
+    "submit", "bench", "doctor", "demo",
+)  # fmt: skip
+
+
+def make_app(asked: str | None) -> typer.Typer:
+    """The command line, of which only the verb asked for is imported.
+
+    All of them together import torch, Ray and the rest, which takes seconds; the others are
+    known by name and docstring.
+    """
+    app = typer.Typer(
+        name="raysys",
+        help="LLM-aided recommenders on Ray: from behaviour logs to a served, explained ranking.",
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+    )
+    for verb in VERBS:
+        if verb != asked:
+            app.command(verb)(_described(verb))
+            continue
+        module = importlib.import_module(f"raysys.cli.{verb}")
+        if isinstance(group := getattr(module, "app", None), typer.Typer):
+            app.add_typer(group, name=verb)
+        else:
+            app.command(verb)(getattr(module, verb))
+    return app
+
+
+def _described(verb: str) -> Callable[[], None]:
+    """A stand-in with the verb's docstring (a group's: of its module), for the list of verbs."""
+    tree = ast.parse(Path(__file__).with_name(f"{verb}.py").read_text(encoding="utf-8"))
+    found = (n for n in tree.body if isinstance(n, ast.FunctionDef) and n.name == verb)
+
+    def stand_in() -> None: ...
+
+    stand_in.__doc__ = ast.get_docstring(next(found, tree))
+    return stand_in
 
 
 def run() -> None:
@@ -46,7 +66,7 @@ def run() -> None:
         handlers=[RichHandler(console=console, show_path=False, show_time=False)],
     )
     try:
-        app()
+        make_app(sys.argv[1] if len(sys.argv) > 1 else None)()
     except RaysysError as error:
         console.print(f"[bold red]error:[/] {error}", highlight=False, soft_wrap=True)
         sys.exit(error.exit_code)

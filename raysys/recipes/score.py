@@ -3,9 +3,11 @@
 Parts are of fixed size, so the same command submitted again keeps the parts that are there and
 makes the missing ones. The whole file is validated before anything is scored.
 
-OUT/plan.json    what the parts belong to: model, requests, part size
+OUT/_plan.json    what the parts belong to: model, requests, part size
 OUT/part-NNNNN.parquet
-OUT/report.json  counts, written last
+OUT/_report.json  counts, written last
+
+Readers of a Parquet folder pass over names that begin with an underscore.
 """
 
 import json
@@ -27,8 +29,8 @@ from raysys.errors import ConfigError
 from raysys.recipes.request_file import RequestSlice, cut, read
 
 REQUESTS_PER_PART = 4_000
-_PLAN = "plan.json"
-_REPORT = "report.json"
+_PLAN = "_plan.json"
+_REPORT = "_report.json"
 
 
 class ScoreReport(BaseModel):
