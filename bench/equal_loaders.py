@@ -14,7 +14,6 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import ray.data
 
 from bench.equal_data import FEATURES
 from raysys.data.batch import Batch, Collator, Pointers, pad_rows
@@ -36,6 +35,8 @@ def mapped(data: Prepared, collator: Collator, impressions: int) -> Iterator[Bat
 
 def streamed(data: Prepared, collator: Collator, impressions: int, folder: Path) -> Iterator[Batch]:
     """One epoch through Ray Data, shuffled within a buffer of ten batches."""
+    import ray.data  # Ray reads its authentication mode when it is imported
+
     dataset = ray.data.read_parquet(str(folder))
     for part in dataset.iter_batches(
         batch_size=impressions,

@@ -23,7 +23,6 @@ from raysys.data.loaders.lists import codes_of
 from raysys.data.loaders.reading import combined, now_us
 from raysys.data.schema import BEHAVIOURS, SPLITS
 from raysys.data.split import TEST, TRAIN, from_iso, iso
-from raysys.errors import DataError
 
 FIRST_FAULTS = 5
 UNKNOWN_TS = np.iinfo(np.int64).min
@@ -100,14 +99,13 @@ class _Part:
 
 
 def check(path: Path | str, *, first: int = FIRST_FAULTS) -> Report:
-    """Validate the data set folder `path` and report all faults, the first `first` per kind."""
+    """Validate the data set folder `path` and report all faults, the first `first` per kind.
+
+    Raises:
+        DataError: there is no manifest that can be read, so nothing to hold the files against.
+    """
     report = Report(path=str(path), first=first)
-    try:
-        manifest = read_manifest(path)
-    except DataError as error:
-        report.add("folder", str(path), None, None, str(error))
-        return report
-    for part, fault in broken_parts(Path(path), manifest):
+    for part, fault in broken_parts(Path(path), read_manifest(path)):
         report.add("part", part, None, None, fault)
     if report.ok:
         _Check(Dataset(path), report).run()

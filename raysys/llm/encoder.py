@@ -2,19 +2,21 @@
 
 from collections.abc import Iterator, Sequence
 from functools import cached_property
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 from torch import Tensor
-from transformers import PreTrainedModel
-from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from raysys.errors import ConfigError
 from raysys.llm.backbones import BackboneSpec, open_backbone
 from raysys.llm.keys import VectorIdentity
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+    from transformers import PreTrainedTokenizerBase as Tokenizer
 
 Pooling = Literal["mean", "cls", "last"]
 
@@ -101,12 +103,12 @@ class TextEncoder:
         self.texts = self.tokens = self.truncated = 0
 
     @cached_property
-    def tokenizer(self) -> Tokenizer:
+    def tokenizer(self) -> "Tokenizer":
         """Loaded with the first text."""
         return self.backbone.tokenizer()
 
     @cached_property
-    def model(self) -> PreTrainedModel:
+    def model(self) -> "PreTrainedModel":
         """Loaded with the first text."""
         return self.backbone.model(self.device, self.dtype)
 

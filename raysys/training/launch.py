@@ -13,6 +13,7 @@ from filelock import FileLock, Timeout
 from pydantic import BaseModel
 
 from raysys.data.files import write_text
+from raysys.dist.cluster import ensure_ray
 from raysys.errors import RaysysError, ResumeError
 from raysys.training.checkpoints import CheckpointStore
 from raysys.training.config import TrainConfig
@@ -108,10 +109,14 @@ def launch(
                 with InProcessReporter(show_progress) as reporter:
                     run_here(train, config, settings, files, record, reporter)
             else:
-                # Imported only here: a run in this process needs no Ray.
+                own = ensure_ray()
+                # Only now: a run in this process needs no Ray, and Ray reads its authentication
+                # mode when it is imported.
                 from raysys.training.ray_train import run_on_ray
 
-                run_on_ray(train, config, settings, files, record, allow_code_change, show_progress)
+                run_on_ray(
+                    train, config, settings, files, record, allow_code_change, show_progress, own
+                )
             return Outcome(json.loads(files.done.read_bytes()), ran=True)
     except RaysysError as error:
         if fresh and not isinstance(error, InterruptedRunError) and not _has_checkpoint(files):

@@ -25,7 +25,6 @@ from ray.train.torch import TorchConfig, TorchTrainer
 
 from raysys import errors
 from raysys.data.files import write_text
-from raysys.dist.cluster import ensure_ray
 from raysys.errors import ConfigError, RaysysError, ResumeError
 from raysys.training.config import TrainConfig
 from raysys.training.identity import RunRecord, check_current, code_fingerprint
@@ -76,18 +75,20 @@ def run_on_ray(
     record: RunRecord,
     allow_code_change: bool,
     show_progress: bool,
+    own: bool,
 ) -> None:
     """Run `train` on `settings.workers` Ray Train workers; see `raysys.training.launch`.
 
+    Ray is connected; `own` says that to a cluster started by this process.
+
     Raises:
-        ConfigError: a cluster on this machine is too small for the workers.
+        ConfigError: our own cluster is too small for the workers.
         InterruptedRunError: Ctrl-C or SIGTERM; a checkpoint was written.
         RaysysError: what a worker raised, or Ray gave up after too many failures.
     """
-    local = ensure_ray()
     least = settings.workers if isinstance(settings.workers, int) else settings.workers[0]
     cpus = int(ray.cluster_resources().get("CPU", 0))
-    if local and least * settings.threads_per_worker > cpus:
+    if own and least * settings.threads_per_worker > cpus:
         raise ConfigError(
             f"train.workers={least} with train.threads_per_worker={settings.threads_per_worker} "
             f"need {least * settings.threads_per_worker} CPUs, this machine gives Ray {cpus}"

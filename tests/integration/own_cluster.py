@@ -38,13 +38,17 @@ class Cluster:
 
     def run(self, *arguments: str, timeout: float = 180) -> subprocess.CompletedProcess[str]:
         """Run a raysys verb as a client of the cluster."""
-        return subprocess.run(
-            [*RAYSYS, *arguments],
-            env=self.env,
-            text=True,
-            capture_output=True,
-            timeout=timeout,
-        )
+        command = [*RAYSYS, *arguments]
+        with subprocess.Popen(
+            command, env=self.env, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        ) as client:
+            try:
+                output, errors = client.communicate(timeout=timeout)
+            except subprocess.TimeoutExpired:
+                client.kill()
+                errors = client.communicate()[1]
+                raise AssertionError(f"no end after {timeout:g} s: {errors[-4000:]}") from None
+        return subprocess.CompletedProcess(command, client.returncode, output, errors)
 
     def processes(self, name: str) -> list[psutil.Process]:
         """Processes of this cluster whose title contains `name`."""

@@ -15,7 +15,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
-    with ray_cluster(cpus=1) as started:
+    with ray_cluster(cpus=2) as started:
         yield started
 
 
@@ -58,6 +58,28 @@ def test_the_same_command_attaches(cluster: Cluster, work: Path) -> None:
     third = submit(cluster, work, "--help")
     assert not third[1]["attached"]
     assert len(jobs(cluster)) == before + 2
+
+
+def test_a_training_job_runs_once(cluster: Cluster, work: Path, tmp_path: Path) -> None:
+    data, run = tmp_path / "W", tmp_path / "R"
+    made = cluster.run("data", "make", "world", "--users", "60", "--days", "12", "--out", str(data))
+    assert made.returncode == 0, made.stderr
+    verb = ["train", "ctr/din", "--data", str(data), "--out", str(run)]
+    verb += ["train.workers=1", "train.epochs=1", "batch_size=16"]
+    code, first, log = submit(cluster, work, *verb)
+    assert code == 0, log
+    assert "run folder:" in log
+    weights = (run / "model.safetensors").read_bytes()
+    code, second, _ = submit(cluster, work, *verb)
+    assert code == 0
+    assert second == {**first, "attached": True}
+    assert (run / "model.safetensors").read_bytes() == weights
+    # Outside a job the token is found without RAY_AUTH_MODE.
+    env = {key: value for key, value in cluster.env.items() if key != "RAY_AUTH_MODE"}
+    verb[verb.index(str(run))] = str(tmp_path / "R2")
+    again = Cluster(cluster.dashboard, cluster.folder, env).run(*verb)
+    assert again.returncode == 0, again.stderr
+    assert (tmp_path / "R2" / "model.safetensors").read_bytes() == weights
 
 
 def test_two_at_once_run_one_job(cluster: Cluster, work: Path) -> None:
@@ -112,7 +134,8 @@ def test_doctor_looks_at_the_cluster(cluster: Cluster) -> None:
 def test_leaving_a_job_does_not_end_it(cluster: Cluster, work: Path, tmp_path: Path) -> None:
     options = ["--working-dir", str(work), "--json"]
     # Long enough to be left while it runs.
-    verb = ["data", "make", "world", "--users", "2000", "--days", "40", "--out", str(tmp_path / "W")]
+    verb = ["data", "make", "world", "--users", "2000", "--days", "40"]
+    verb += ["--out", str(tmp_path / "W")]
     # No cluster starts a job within a second, so this leaves it in the queue.
     queued = cluster.run("submit", *options, "--pending-timeout", "1", "--", *verb)
     assert queued.returncode == 2

@@ -10,6 +10,7 @@ import pytest
 from raysys.data.check import check
 from raysys.data.dataset import DatasetWriter
 from raysys.data.manifest import DataCard
+from raysys.errors import DataError
 
 DAY = 86_400_000_000
 KINDS = {"scene": "categorical"}
@@ -240,8 +241,10 @@ def test_columns_that_do_not_fit_are_named(tmp_path: Path) -> None:
 
 
 def test_no_folder_and_another_schema_version(tmp_path: Path) -> None:
-    assert "manifest.json is missing" in check(tmp_path).faults[0].message
+    with pytest.raises(DataError, match="manifest.json is missing"):
+        check(tmp_path)
     path = write(tmp_path / "d")
     manifest = json.loads((path / "manifest.json").read_text())
     (path / "manifest.json").write_text(json.dumps(manifest | {"schema_version": 99}))
-    assert "schema version 99, this raysys reads version" in check(path).faults[0].message
+    with pytest.raises(DataError, match="schema version 99, this raysys reads version"):
+        check(path)
