@@ -241,7 +241,7 @@ def test_columns_that_do_not_fit_are_named(tmp_path: Path) -> None:
 
 
 def test_no_folder_and_another_schema_version(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="manifest.json is missing"):
+    with pytest.raises(DataError, match=r"manifest\.json is missing"):
         check(tmp_path)
     path = write(tmp_path / "d")
     manifest = json.loads((path / "manifest.json").read_text())
