@@ -30,6 +30,7 @@ _ROADS: dict[Family, tuple[str, str, list[str]]] = {
         "food",
         "ctr/din",
         ["features.min_count=2", "model.embedding_dim=8", "model.attention_hidden=[32,16]",
+         "model.attention_softmax=true",
          "model.hidden=[64,32]", "batch_size=64", "train.epochs=6", "train.lr=2e-3"],
     ),
     "news": ("news", "news/nrms", ["model.width=128", "model.heads=4", "train.epochs=6"]),

@@ -49,7 +49,7 @@ class DIN(CTRRanker):
         history_length: int = 50,
         orders: bool = True,
         behaviours: bool = True,
-        init_std: float = 0.01,
+        init_std: float = 0.1,
     ) -> None:
         super().__init__(
             item_cardinalities,

@@ -30,7 +30,8 @@ class CTRConfig(BaseModel):
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     orders: bool = True  # learn CTCVR beside CTR (ESMM); needs orders in the data
     behaviours: bool = True  # tell the kinds of past events apart
-    init_std: Annotated[float, Field(gt=0)] = 0.01
+    # A target attention over products of embeddings hardly moves from 0.01.
+    init_std: Annotated[float, Field(gt=0)] = 0.1
 
 
 class CTRRanker(Ranker):

@@ -14,7 +14,7 @@ class FieldEmbedding(nn.Module):
         dim: width of one field.
     """
 
-    def __init__(self, cardinalities: Sequence[int], dim: int, *, init_std: float = 0.01) -> None:
+    def __init__(self, cardinalities: Sequence[int], dim: int, *, init_std: float = 0.1) -> None:
         super().__init__()
         self.dim = dim
         self.fields = len(cardinalities)
