@@ -203,17 +203,23 @@ def job_id(verb: Sequence[str], digest: str) -> str:
 
 
 def check_output(verb: Sequence[str]) -> None:
-    """Refuse an output folder inside the job's copy of the working directory.
+    """Refuse what a verb would write inside the job's copy of the working directory.
 
     Raises:
-        ConfigError: `--out` is relative.
+        ConfigError: `--out`, `--table`, `vector_table=` or the run to evaluate is relative.
     """
-    pairs = zip(verb, [*verb[1:], ""], strict=True)
-    outs = [value for name, value in pairs if name == "--out"]
-    outs += [name.removeprefix("--out=") for name in verb if name.startswith("--out=")]
-    for out in outs:
-        if not Path(out).is_absolute():
+    written = [
+        (name, value)
+        for name, value in zip(verb, [*verb[1:], ""], strict=True)
+        if name in ("--out", "--table")
+    ]
+    given = [word.partition("=") for word in verb]
+    written += [(n, v) for n, _, v in given if v and n in ("--out", "--table", "vector_table")]
+    if verb[0] == "evaluate":
+        written += [("evaluate", word) for word in verb[1:2] if not word.startswith("-")]
+    for name, path in written:
+        if not Path(path).is_absolute():
             raise ConfigError(
-                f"--out {out} would be written into the job's copy of the working directory, "
+                f"{name} {path} would be written into the job's copy of the working directory, "
                 "which Ray deletes; give an absolute path on storage that the cluster shares"
             )

@@ -86,8 +86,11 @@ def ctr_run(root: Path, *, histories: bool = True) -> Path:
     """Run folder of an untrained DIN."""
     data = dataset(root)
     features = fit_features(data, FeatureConfig())
-    options = DINConfig(embedding_dim=4, hidden=(8,), attention_hidden=(8,), init_std=0.5)
-    return _save(root / f"ctr-{histories}", data, "ctr/din", DIN, options, features, {}, histories)
+    options = DINConfig(
+        embedding_dim=4, hidden=(8,), attention_hidden=(8,), init_std=0.5, orders=True
+    )
+    name = f"ctr-{histories}"
+    return _save(root / name, data, "ctr/din", DIN, options, features, {}, histories)
 
 
 @cache

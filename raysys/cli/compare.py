@@ -68,7 +68,7 @@ def compare(
 
 def _print(result: Comparison) -> None:
     console = Console()
-    console.print(f"A = {result.a}\nB = {result.b}", soft_wrap=True, highlight=False)
+    console.print(f"A = {result.a}\nB = {result.b}", soft_wrap=True, markup=False, highlight=False)
     mixed = " (MIXED DATA)" if result.mixed_data else ""
     table = Table("metric", "mean ± sd over seeds", "A − B, 95 % intervals")
     for row in result.metrics:

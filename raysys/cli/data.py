@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from raysys.data.check import FIRST_FAULTS, Report
@@ -166,7 +167,8 @@ def _print_pairs(title: str, pairs: dict[str, Any]) -> None:
     for key, value in pairs.items():
         if value not in ("", None, {}, (), []):
             plain = isinstance(value, (str, int))
-            table.add_row(key, str(value) if plain else json.dumps(value, ensure_ascii=False))
+            shown = str(value) if plain else json.dumps(value, ensure_ascii=False)
+            table.add_row(key, escape(shown))
     Console().print(table, highlight=False)
 
 
@@ -178,13 +180,14 @@ def _print_report(report: Report) -> None:
             table.add_column(name, overflow="fold")
         for fault in report.faults:
             row = "" if fault.row is None else str(fault.row)
-            table.add_row(fault.kind, fault.file, row, fault.column or "", fault.message)
+            cells = (fault.kind, fault.file, row, fault.column or "", fault.message)
+            table.add_row(*map(escape, cells))
         console.print(table, highlight=False)
         for kind, count in report.counts.items():
             if count > report.first:
                 console.print(f"{kind}: {count} in all, the first {report.first} shown")
     for warning in report.warnings:
-        console.print(f"warning: {warning}", style="yellow", highlight=False)
+        console.print(f"warning: {warning}", style="yellow", markup=False, highlight=False)
     if report.ok:
         rows = ", ".join(f"{name} {count}" for name, count in report.rows.items() if count)
-        console.print(f"{report.path}: no faults ({rows} rows)", highlight=False)
+        console.print(f"{report.path}: no faults ({rows} rows)", markup=False, highlight=False)

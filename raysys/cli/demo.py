@@ -13,7 +13,7 @@ from raysys.data.dataset import Dataset
 from raysys.data.mapping import LocalMapper
 from raysys.data.requests import Request
 from raysys.data.world import WorldConfig, make_world
-from raysys.errors import RaysysError
+from raysys.errors import ConfigError, RaysysError
 from raysys.options import resolve
 from raysys.recipes.evaluate import evaluate
 from raysys.recipes.ranker import run
@@ -60,9 +60,11 @@ def demo(
         data[family] = out / f"world-{kind}"
         runs[family] = out / f"run-{family}"
         step(f"{kind}: a world of {users} users over {days} days")
+        config = WorldConfig(kind=kind, users=users, days=days, seed=seed)
         if not data[family].exists():
-            config = WorldConfig(kind=kind, users=users, days=days, seed=seed)
             make_world(config, data[family], LocalMapper())
+        elif Dataset(data[family]).manifest.world.get("config") != config.model_dump(mode="json"):
+            raise ConfigError(f"{data[family]} is a world of other options; choose another --out")
         step(f"{recipe}: training on {workers} Ray Train workers")
         given = [*overrides, f"train.workers={workers}", f"train.seed={seed}"]
         where = {"data": str(data[family].resolve())}

@@ -33,11 +33,17 @@ def evaluate(
         bool,
         typer.Option("--leak-tests", help="Also score with other users' histories, and reordered."),
     ] = False,
+    other_data: Annotated[
+        bool, typer.Option("--other-data", help="The run was trained on another data set.")
+    ] = False,
     replicates: Annotated[int, typer.Option(min=100, help="Bootstrap replicates.")] = REPLICATES,
     seed: Annotated[int, typer.Option(help="Seed of baselines and bootstrap.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")] = False,
 ) -> None:
-    """Measure a run and the baselines it has to beat; writes RUN/metrics.json and RUN/scores/."""
+    """Measure a run and the baselines it has to beat; writes RUN/metrics.json and RUN/scores/.
+
+    Exits with 1 if a leak or sanity test failed: the figures are then not to be trusted.
+    """
     result = run_evaluation(
         run,
         data,
@@ -46,6 +52,7 @@ def evaluate(
         baselines=baselines,
         counts=counts,
         leak_tests=leak_tests,
+        other_data=other_data,
         seed=seed,
         replicates=replicates,
     )
@@ -53,11 +60,13 @@ def evaluate(
         typer.echo(result.model_dump_json(indent=2))
     else:
         _print(result)
+    if any(finding.passed is False for finding in result.findings):
+        raise typer.Exit(1)
 
 
 def _print(result: Evaluation) -> None:
     console = Console()
-    console.print(result.summary, highlight=False, style="bold")
+    console.print(result.summary, markup=False, highlight=False, style="bold")
     headline, *others = result.model
     shown = [headline, *(name for name in others if name.startswith(("auc", "ndcg@10")))][:3]
     key = f"@{result.groups['key']}"

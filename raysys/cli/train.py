@@ -47,4 +47,6 @@ def train(
     console.print(f"{recipe} {state}: {outcome.result['step']} steps")
     for name, value in outcome.result["validation"].items():
         console.print(f"  validation {name} {value:.4f}")
-    console.print(f"run folder: {out}   model {outcome.result['model_id']}")
+    console.print(
+        f"run folder: {out}   model {outcome.result['model_id']}", markup=False, soft_wrap=True
+    )

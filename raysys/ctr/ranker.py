@@ -28,7 +28,8 @@ class CTRConfig(BaseModel):
     history_length: Width = 50
     hidden: tuple[Width, ...] = (128, 64)
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    orders: bool = True  # learn CTCVR beside CTR (ESMM); needs orders in the data
+    # Learn CTCVR beside CTR (ESMM); None: if the training split holds orders.
+    orders: bool | None = None
     behaviours: bool = True  # tell the kinds of past events apart
     # A target attention over products of embeddings hardly moves from 0.01.
     init_std: Annotated[float, Field(gt=0)] = 0.1

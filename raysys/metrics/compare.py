@@ -169,12 +169,13 @@ def _load_folds(run: Path, split: str) -> Folds:
 
 
 def _data_cards(a: System, b: System) -> tuple[list[str], bool]:
-    """All data card ids, and whether one fold appears with several."""
+    """All data cards tested or trained on, and whether one fold appears with several."""
     by_fold: dict[str, set[str]] = {}
     for system in (a, b):
         for folds in system.rows.values():
             for fold, rows in folds.items():
-                by_fold.setdefault(fold, set()).add(rows.data_card_id)
+                made_from = {rows.data_card_id, rows.trained_on or rows.data_card_id}
+                by_fold.setdefault(fold, set()).update(made_from)
     return sorted(set().union(*by_fold.values())), any(len(ids) > 1 for ids in by_fold.values())
 
 

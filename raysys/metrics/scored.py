@@ -71,6 +71,7 @@ class ScoredRows:
     """N scored (impression, item) rows of one split, with where they come from.
 
     score: [N], higher is better. click, order: [N] 0/1. p_click, p_order: [N] or None.
+    trained_on: the data card of the model's training, "" if nothing was trained.
     empty: groups known to have no candidate at all, counted by key ("impression", "user").
     Construction raises MetricError for a non-finite number, a label other than 0 and 1, an item
     twice in one impression, or an impression id shared by several users.
@@ -85,6 +86,7 @@ class ScoredRows:
     p_click: Floats | None = None
     p_order: Floats | None = None
     data_card_id: str = ""
+    trained_on: str = ""
     split: str = ""
     model_id: str = ""
     empty: Mapping[str, int] = field(default_factory=dict)
@@ -105,6 +107,7 @@ class ScoredRows:
         p_click: ArrayLike | None = None,
         p_order: ArrayLike | None = None,
         data_card_id: str = "",
+        trained_on: str = "",
         split: str = "",
         model_id: str = "",
         empty: Mapping[str, int] | None = None,
@@ -121,6 +124,7 @@ class ScoredRows:
             p_click=None if p_click is None else np.asarray(p_click, dtype=np.float64),
             p_order=None if p_order is None else np.asarray(p_order, dtype=np.float64),
             data_card_id=data_card_id,
+            trained_on=trained_on,
             split=split,
             model_id=model_id,
             empty=dict(empty or {}),
@@ -217,6 +221,7 @@ class ScoredRows:
         ]
         meta = {
             "data_card_id": self.data_card_id,
+            "trained_on": self.trained_on,
             "split": self.split,
             "model_id": self.model_id,
             "empty": dict(self.empty),

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict
 
+from raysys.artifacts.run import read_config
 from raysys.data.contexts import FIRST
 from raysys.data.dataset import Dataset
 from raysys.data.files import write_text
@@ -35,7 +36,7 @@ from raysys.metrics.baselines import (
 from raysys.metrics.blocks import Floats
 from raysys.metrics.bootstrap import REPLICATES, Interval
 from raysys.metrics.leaks import Finding
-from raysys.metrics.names import Key
+from raysys.metrics.names import Key, parse
 from raysys.metrics.suite import Audit, run_suite
 from raysys.recipes.split_scorer import SplitScorer
 
@@ -88,6 +89,7 @@ def evaluate(
     baselines: bool = True,
     counts: Counts = "frozen",
     leak_tests: bool = False,
+    other_data: bool = False,
     seed: int = 0,
     replicates: int = REPLICATES,
 ) -> Evaluation:
@@ -95,9 +97,11 @@ def evaluate(
 
     metrics: names as in `raysys.metrics.names`; by default those that suit the data set's group
     key, the first being the headline. leak_tests: also score with other users' histories and in
-    another candidate order.
+    another candidate order. other_data: the run may have been trained on another data set, say an
+    older one; otherwise that is refused, because another fold's training rows may be tested here.
 
     Raises:
+        ConfigError: the run was trained on other data.
         ArtifactError: the run folder is unfinished or damaged.
         DataError: the split is empty, or `data` is no data set folder.
         MetricError: constant labels, or an unknown metric.
@@ -105,6 +109,13 @@ def evaluate(
     prepared = prepare(Dataset(data))
     if split not in ("train", "valid", "test"):
         raise ConfigError(f"no split is called {split!r}; use train, valid or test")
+    trained_on, card = read_config(Path(run)).data_card_id, prepared.dataset.manifest.data_card_id
+    if trained_on != card and not other_data:
+        raise ConfigError(
+            f"{run} was trained on data {trained_on} and {data} is {card}: it may have learned the "
+            "very rows it would be tested on. Give the data it was trained on, or --other-data if "
+            "they are known to share no impression"
+        )
     with progress_line() as progress:
         bar = progress.add_task("scoring", total=len(prepared.impressions.of(split)))
         scorer = SplitScorer.of(str(run), prepared, split, lambda n: progress.advance(bar, n))
@@ -127,13 +138,12 @@ def evaluate(
         oracle, gaps = _oracle(prepared, split, rows, scores, names, seed, replicates, warnings)
         progress.advance(bar)
         audit = _audit(prepared, split, scorer, scores, counts, leak_tests)
-        findings = _tried(lambda: run_suite(rows, key, audit, seed, replicates), warnings) or []
+        findings = run_suite(rows, key, audit, seed, replicates)
         progress.advance(bar)
 
     config = scorer.predictor.run.config
-    card = prepared.dataset.manifest.data_card_id
-    if config.data_card_id != card:
-        warnings.append(f"the run was trained on data {config.data_card_id}, this is {card}")
+    if trained_on != card:
+        warnings.append(f"the run was trained on data {trained_on}, this is {card}")
     warnings += [f"{f.test} failed: {f.note or f.figures}" for f in findings if f.passed is False]
     headline = names[0]
     result = Evaluation(
@@ -141,7 +151,7 @@ def evaluate(
         recipe=config.recipe,
         model_id=config.model_id,
         data_card_id=card,
-        trained_on=config.data_card_id,
+        trained_on=trained_on,
         split=split,
         groups=_groups(model[headline]),
         model=model,
@@ -299,11 +309,14 @@ def _summary(
     """The first sentence of every report."""
     own = model[headline].value
     text = f"{recipe} reaches {headline} {own:.4f} on {split} of {data.dataset.card.dataset}"
-    trees = {name: table[name][headline].value for name in GBDT if name in table}
+    found = {name: table[name] for name in GBDT if name in table}
+    trees = {name: values[headline].value for name, values in found.items() if headline in values}
     if not trees:
         return f"{text}; no GBDT baseline was computed."
-    best = max(trees, key=lambda name: trees[name])
-    side = "below" if own < trees[best] else "above"
+    higher = parse(headline).higher_is_better is not False
+    best = (max if higher else min)(trees, key=lambda name: trees[name])
+    ahead = own > trees[best] if higher else own < trees[best]
+    side = ("above" if ahead else "below") if higher else ("better than" if ahead else "worse than")
     text = f"{text}, {side} the 8-feature GBDT ({best} {trees[best]:.4f}"
     interval = intervals.get(best, {}).get(headline)
     if interval is None:

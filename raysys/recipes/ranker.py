@@ -22,12 +22,14 @@ from torch import Tensor
 
 from raysys.artifacts.ranker import Ranker
 from raysys.artifacts.run import save_run
+from raysys.ctr.ranker import CTRConfig
 from raysys.data.batch import Batch, Collator
 from raysys.data.catalogue import Catalogue
 from raysys.data.dataset import Dataset
 from raysys.data.features import FeatureConfig, FeatureSpace, fit_features
 from raysys.data.prepared import Prepared, cache_root, prepare
 from raysys.data.sampling import ImpressionLoader, pointers_of
+from raysys.errors import ConfigError
 from raysys.llm.embed import embed_items
 from raysys.llm.encoder import EncoderSpec
 from raysys.llm.vectors import VectorTable
@@ -132,6 +134,7 @@ def run(
     dataset = Dataset(config.data)
     data = prepare(dataset)
     _loader(config, data, Collator(data.histories, data.codec, 1))  # refuses constant labels
+    _settled(config, data)
     if config.features.vectors:
         embed_items(dataset, _table(config, dataset), config.encoder, config.features.vectors)
     return launch(
@@ -152,7 +155,8 @@ def train(config: RankerRecipe, session: Session) -> dict[str, Any]:
     vectors, specs = _vectors(config, data)
     widths = {name: values.shape[1] for name, values in vectors.items()}
     features = fit_features(data, config.features, widths)
-    model = _model(config, features)
+    options = _settled(config, data)
+    model = _model(config.recipe, options, features)
     model.bind(Catalogue.build(items, features, vectors))
     collator = Collator(data.histories, features.contexts, model.history_length)
     task = RankingTask(model, data, collator, config.valid_limit)
@@ -168,7 +172,7 @@ def train(config: RankerRecipe, session: Session) -> dict[str, Any]:
         saved = save_run(
             session.run_dir,
             model=task.model,
-            model_options=config.model,
+            model_options=options,
             features=features,
             items=items,
             vectors=vectors,
@@ -183,11 +187,30 @@ def train(config: RankerRecipe, session: Session) -> dict[str, Any]:
     return summary
 
 
-def _model(config: RankerRecipe, features: FeatureSpace) -> Ranker:
+def _settled(config: RankerRecipe, data: Prepared) -> BaseModel:
+    """The model's options; whether orders are learned follows the training split if not given.
+
+    Raises:
+        ConfigError: orders are to be learned from a training split without any.
+    """
+    options = config.model
+    if not isinstance(options, CTRConfig):
+        return options
+    rows = data.impressions
+    some = bool(rows.order[rows.rows(rows.of("train"))].any())
+    if options.orders and not some:
+        raise ConfigError(
+            f"model.orders=true, but the training split of {config.data} holds no order; "
+            "leave the option out"
+        )
+    return options.model_copy(update={"orders": some if options.orders is None else options.orders})
+
+
+def _model(recipe: str, options: BaseModel, features: FeatureSpace) -> Ranker:
     # Looked up by recipe, because the class of the options alone does not name the model.
     from raysys.recipes.registry import MODELS
 
-    return MODELS[config.recipe].from_config(config.model, features)
+    return MODELS[recipe].from_config(options, features)
 
 
 def _loader(config: RankerRecipe, data: Prepared, collator: Collator) -> ImpressionLoader:

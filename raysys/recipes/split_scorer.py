@@ -140,6 +140,7 @@ def _score(
         click=log.click[flat],
         order=log.order[flat],
         data_card_id=data.dataset.manifest.data_card_id,
+        trained_on=predictor.run.config.data_card_id,
         split=split,
         model_id=predictor.model_id,
         empty={

@@ -18,6 +18,7 @@ from raysys.errors import ArtifactError, MetricError
 from raysys.metrics import GapShare, MetricValue, ScoredRows
 from raysys.metrics.bootstrap import Interval
 from raysys.metrics.leaks import Finding
+from raysys.metrics.names import parse
 from raysys.metrics.pointwise import BINS, Tally
 from raysys.tracking import draw
 from raysys.tracking.explain import Examples, explain_run
@@ -60,9 +61,12 @@ class Evaluated(BaseModel):
 
     @property
     def ranked_baselines(self) -> list[str]:
-        """Baselines, the best first by the headline."""
-        values = {name: table[self.headline].value for name, table in self.baselines.items()}
-        return sorted(values, key=lambda name: -values[name])
+        """Baselines that have the headline, the best first; those without probabilities lack
+        the metrics of probabilities."""
+        name = self.headline
+        values = {b: table[name].value for b, table in self.baselines.items() if name in table}
+        falling = parse(name).higher_is_better is not False
+        return sorted(values, key=lambda base: values[base], reverse=falling)
 
 
 @dataclass(frozen=True)
@@ -246,7 +250,9 @@ def _compared(result: Evaluated | None) -> list[Picture]:
     values += [draw.Bar(base, result.baselines[base][name].value) for base in order]
     if name in result.oracle:
         values.insert(0, draw.Bar("oracle", result.oracle[name].value))
-    found = [Picture(f"{name}, higher is better", image=draw.bars(values, name))]
+    words = {True: "higher is better", False: "lower is better", None: "1 is best"}
+    title = f"{name}, {words[parse(name).higher_is_better]}"
+    found = [Picture(title, image=draw.bars(values, name))]
     known = [(base, result.intervals.get(base, {}).get(name)) for base in order]
     differences = [
         draw.Bar(b, i.delta, i.low, i.high, not i.excludes_zero()) for b, i in known if i

@@ -98,11 +98,11 @@ def test_two_at_once_run_one_job(cluster: Cluster, work: Path) -> None:
 
 
 def test_a_failure_keeps_its_exit_code_and_may_be_tried_again(cluster: Cluster, work: Path) -> None:
-    first = submit(cluster, work, "evaluate", "R", "--data", "/no/such/folder")
+    first = submit(cluster, work, "evaluate", "/R", "--data", "/no/such/folder")
     assert first[0] == 2
     assert "/no/such/folder" in first[2]
     assert first[1]["status"] == "FAILED"
-    second = submit(cluster, work, "evaluate", "R", "--data", "/no/such/folder")
+    second = submit(cluster, work, "evaluate", "/R", "--data", "/no/such/folder")
     assert second[0] == 2
     assert not second[1]["attached"]
     assert second[1]["submission_id"] == first[1]["submission_id"] + "-2"

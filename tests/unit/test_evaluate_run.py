@@ -21,7 +21,9 @@ from raysys.errors import ConfigError, DataError, MetricError
 from raysys.metrics import ScoredRows
 from raysys.metrics import evaluate as measure
 from raysys.metrics.baselines import compute_baselines
+from raysys.metrics.compare import compare, load_system
 from raysys.recipes.evaluate import Evaluation, evaluate
+from raysys.tracking.report import write_report
 
 
 def _log(**options: bool) -> Log:
@@ -136,7 +138,9 @@ def test_items_in_another_order_get_the_same_scores(tmp_path: Path) -> None:
     first = evaluate(run, tmp_path / "a" / "data", baselines=False, replicates=200)
     log_.items.reverse()
     write(log_, tmp_path / "b")
-    second = evaluate(run, tmp_path / "b" / "data", baselines=False, replicates=200)
+    second = evaluate(
+        run, tmp_path / "b" / "data", baselines=False, other_data=True, replicates=200
+    )
     for name, value in first.model.items():
         assert second.model[name].value == pytest.approx(value.value, abs=1e-6)
 
@@ -146,9 +150,32 @@ def test_other_data_than_trained_on_are_said(tmp_path: Path) -> None:
     log_ = _log()
     log_.group_key = "user"
     write(log_, tmp_path / "b")
-    result = evaluate(run, tmp_path / "b" / "data", baselines=False, replicates=200)
+    with pytest.raises(ConfigError, match="may have learned the very rows"):
+        evaluate(run, tmp_path / "b" / "data", baselines=False)
+    assert not (run / "scores").exists()
+    result = evaluate(
+        run, tmp_path / "b" / "data", baselines=False, other_data=True, replicates=200
+    )
     assert any("the run was trained on data" in warning for warning in result.warnings)
     assert result.groups["key"] == "user"
+    # A comparison with a run that learned from these data is one across data.
+    other = untrained_run(prepare(Dataset(tmp_path / "b" / "data")), tmp_path / "other")
+    evaluate(other, tmp_path / "b" / "data", baselines=False, replicates=200)
+    with pytest.raises(MetricError, match="different data"):
+        compare(load_system(run), load_system(other), ["auc"])
+
+
+def test_a_metric_of_probabilities_may_lead(tmp_path: Path) -> None:
+    data = write(_log(), tmp_path)
+    run = untrained_run(data, tmp_path / "run")
+    result = evaluate(run, tmp_path / "data", metrics=["logloss", "auc"], replicates=200)
+    trees = result.baselines["gbdt_pointwise"]["logloss"].value
+    assert "logloss" not in result.baselines["gbdt_lambdarank"]
+    better = result.model["logloss"].value < trees
+    words = f"{'better' if better else 'worse'} than the 8-feature GBDT (gbdt_pointwise"
+    assert words in result.summary
+    page = write_report(tmp_path / "report.html", [run]).read_text()
+    assert "logloss, lower is better" in page
 
 
 def test_bad_input_leaves_nothing(tmp_path: Path) -> None:
@@ -165,9 +192,9 @@ def test_bad_input_leaves_nothing(tmp_path: Path) -> None:
             impression["split"] = "train"
     write(log_, tmp_path / "constant")
     with pytest.raises(MetricError, match="constant"):
-        evaluate(run, tmp_path / "constant" / "data")
+        evaluate(run, tmp_path / "constant" / "data", other_data=True)
     with pytest.raises(DataError, match="split valid has no impressions"):
-        evaluate(run, tmp_path / "constant" / "data", "valid")
+        evaluate(run, tmp_path / "constant" / "data", "valid", other_data=True)
     assert not (run / "scores").exists()
     assert not (run / "metrics.json").exists()
 

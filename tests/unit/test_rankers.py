@@ -33,7 +33,10 @@ CONTEXT = FEATURES.context_cardinalities
 
 BUILD: dict[str, Callable[[], Ranker]] = {
     "din": lambda: DIN.from_config(
-        DINConfig(embedding_dim=4, vector_dim=4, hidden=(8,), attention_hidden=(8,), init_std=0.5),
+        DINConfig(
+            embedding_dim=4, vector_dim=4, hidden=(8,), attention_hidden=(8,), init_std=0.5,
+            orders=True,
+        ),
         FEATURES,
     ),
     "din-softmax": lambda: DIN.from_config(
@@ -45,7 +48,9 @@ BUILD: dict[str, Callable[[], Ranker]] = {
         FEATURES,
     ),
     "dcnv2": lambda: DCNv2.from_config(
-        DCNv2Config(embedding_dim=4, vector_dim=4, hidden=(8,), cross_layers=2, init_std=0.5),
+        DCNv2Config(
+            embedding_dim=4, vector_dim=4, hidden=(8,), cross_layers=2, init_std=0.5, orders=True
+        ),
         FEATURES,
     ),
     "nrms": lambda: NRMS.from_config(NRMSConfig(width=8, heads=2, query=4), FEATURES),

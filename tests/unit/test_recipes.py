@@ -3,14 +3,15 @@
 import json
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 
 from raysys.artifacts.predictor import Predictor
-from raysys.data.dataset import Dataset
+from raysys.data.dataset import Dataset, DatasetWriter
 from raysys.data.mapping import LocalMapper
 from raysys.data.prepared import prepare
 from raysys.data.world import WorldConfig, make_world
-from raysys.errors import ArtifactError, ConfigError, ResumeError
+from raysys.errors import ArtifactError, ConfigError, DataError, ResumeError
 from raysys.options import resolve
 from raysys.recipes.evaluate import evaluate
 from raysys.recipes.ranker import run
@@ -97,23 +98,36 @@ def test_same_seed_same_weights_and_other_seed_others(world: Path, tmp_path: Pat
     assert digests[0] == digests[1] != digests[2]
 
 
-def test_constant_labels_are_refused_and_leave_nothing(world: Path, tmp_path: Path) -> None:
-    import pyarrow as pa
-
-    from raysys.data.dataset import DatasetWriter
-    from raysys.errors import DataError
-
+def without(world: Path, out: Path, *labels: str) -> Path:
+    """The world with these labels empty everywhere."""
     source = Dataset(world)
-    bad = tmp_path / "constant"
-    with DatasetWriter(bad, contexts=dict(source.manifest.contexts)) as writer:
+    with DatasetWriter(out, contexts=dict(source.manifest.contexts)) as writer:
         for table in ("items", "events", "contexts"):
             writer.write(table, source.table(table))
         rows = source.table("impressions")
         empty = pa.array([[]] * len(rows), pa.list_(pa.string()))
-        for name in ("clicks", "orders"):
+        for name in labels:
             rows = rows.set_column(rows.column_names.index(name), name, empty)
         writer.write("impressions", rows)
         writer.commit(source.card, history_behaviours=source.manifest.history_behaviours)
+    return out
+
+
+def test_orders_are_learned_only_from_orders(world: Path, tmp_path: Path) -> None:
+    data = {"data": str(without(world, tmp_path / "clicks", "orders"))}
+    config = resolve(recipe_of("ctr/din"), None, [*TINY, "train.epochs=1"], data)
+    run(config, tmp_path / "run", show_progress=False)
+    model = Predictor.load(tmp_path / "run").run.model
+    assert not model.orders
+    given = resolve(recipe_of("ctr/din"), None, [*TINY, "model.orders=true"], data)
+    with pytest.raises(ConfigError, match=r"model\.orders=true.* holds no order"):
+        run(given, tmp_path / "refused", show_progress=False)
+    assert not (tmp_path / "refused").exists()
+
+
+def test_constant_labels_are_refused_and_leave_nothing(world: Path, tmp_path: Path) -> None:
+    source = Dataset(world)
+    bad = without(world, tmp_path / "constant", "clicks", "orders")
     config = resolve(recipe_of("ctr/din"), None, TINY, {"data": str(bad)})
     with pytest.raises(DataError, match="constant labels"):
         run(config, tmp_path / "run", show_progress=False)

@@ -93,7 +93,16 @@ def test_nothing_to_run_in(tmp_path: Path) -> None:
         package(tmp_path)
 
 
-@pytest.mark.parametrize("verb", [["train", "x", "--out", "runs/a"], ["train", "--out=runs/a"]])
+@pytest.mark.parametrize(
+    "verb",
+    [
+        ["train", "x", "--out", "runs/a"],
+        ["train", "--out=runs/a"],
+        ["train", "x", "--out", "/r", "vector_table=runs/a"],
+        ["embed", "/d", "--table", "runs/a"],
+        ["evaluate", "runs/a", "--data", "d"],
+    ],
+)
 def test_output_that_would_be_lost_is_refused(verb: list[str]) -> None:
     with pytest.raises(ConfigError, match="absolute path"):
         check_output(verb)
