@@ -16,6 +16,7 @@ from raysys.options import parse_overrides
 
 BENCHES = {
     "ctr-train": "bench.ctr_train",
+    "gap": "bench.gap",
     "metrics": "bench.metrics",
     "serve": "bench.serve",
     "world": "bench.world",
