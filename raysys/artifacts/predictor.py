@@ -37,7 +37,8 @@ class Predictor:
     Histories come with the request, or from `histories` (a data set's, an online store's), or
     from the run's snapshot, in this order; a user known to none of them is cold.
 
-    `unknown` counts ids and users that were not known, over the life of the predictor.
+    `unknown` counts ids and users that were not known, over the life of the predictor; a user
+    whose history came with the request is known.
     """
 
     def __init__(
@@ -176,7 +177,7 @@ class Predictor:
             chunk = part if len(chosen) == len(part) else part.take(chosen)
             pointers = chunk.pointers(self.run.catalogue, collate.histories, self.codec)
             self.unknown["items"] += int((pointers.candidates == OOV).sum())
-            self.unknown["users"] += int((pointers.end == pointers.start).sum())
+            self.unknown["users"] += int((collate.histories.lookup(chunk.users) < 0).sum())
             yield names[chosen], collate(pointers).to(self.device)
 
 

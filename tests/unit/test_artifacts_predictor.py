@@ -115,6 +115,9 @@ def test_unknown_items_users_and_values_are_scored_and_counted(root: Path) -> No
     assert got[0] == got[1] != got[2]
     other = scores(predictor, strange.model_copy(update={"context": {"meal": "supper"}}))
     same(other, got[:3])  # two unknown values are the same unknown value
+    predictor.unknown.clear()
+    predictor.score([ask(USERS[5], ts=START), ask("stranger", history=[])])
+    assert predictor.unknown["users"] == 0  # no past event, yet known
     none = scores(predictor, strange.model_copy(update={"context": {}}))
     assert not np.allclose(none, got[:3])  # but missing is something else
 
