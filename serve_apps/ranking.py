@@ -38,7 +38,6 @@ class Ranking:
     def __init__(self, model: Model) -> None:
         self.predictor = Predictor.load(model.run)
         check_family(self.predictor.run.config.recipe, self.family, model)
-        self._kinds = {f.name: f.kind for f in self.predictor.codec.features}
         self._popularity = _popularity(self.predictor)
         self._thread = ThreadPoolExecutor(1, "score", torch.set_num_threads, (model.threads,))
         self._merged = Merger(
@@ -48,7 +47,7 @@ class Ranking:
 
     async def rank(self, request: RankRequest) -> Reply:
         """Status 200 and a `RankAnswer`, or 422 and what does not fit this model."""
-        problem = self._misfit(request)
+        problem = request.misfit(self.predictor.codec)
         if problem:
             body = dict(error="bad_request", detail=problem, request_id=request.request_id)
             return 422, to_json(body)
@@ -129,23 +128,6 @@ class Ranking:
                 fallback=fallback,
             )
         )
-
-    def _misfit(self, request: RankRequest) -> str | None:
-        """The first context value of the wrong type for this model's features.
-
-        Names the model does not know are passed over: data sets declare more than models use.
-        """
-        contexts = [("context", request.context)]
-        contexts += [
-            (f"history.{i}.context", e.context) for i, e in enumerate(request.history or ())
-        ]
-        for where, context in contexts:
-            for name, value in context.items():
-                kind = self._kinds.get(name)
-                wanted = str if kind == "categorical" else float
-                if kind is not None and value is not None and not isinstance(value, wanted):
-                    return f"{where}.{name}: {value!r} is no {wanted.__name__}; it is {kind}"
-        return None
 
     def _describe(self) -> ModelCard:
         """Also a warm-up: the first score of a process pays for lazy initialisation."""

@@ -2,10 +2,9 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from raysys.data.requests import Request
-from raysys.data.schema import BEHAVIOURS
 from serve_apps.config import Limits
 
 # Several times faster than the json module, and NaN becomes null.
@@ -22,21 +21,6 @@ class RankRequest(Request):
 
     explain: bool = False
     top_k: Annotated[int, Field(ge=1)] | None = None
-
-    @model_validator(mode="after")
-    def _history_is_usable(self) -> "RankRequest":
-        last: int | None = None
-        for position, event in enumerate(self.history or ()):
-            if event.behaviour not in BEHAVIOURS:
-                raise ValueError(
-                    f"history.{position}: unknown behaviour {event.behaviour!r}; "
-                    f"known are {', '.join(BEHAVIOURS)}"
-                )
-            if event.ts is not None:
-                if last is not None and event.ts < last:
-                    raise ValueError(f"history.{position}: events must be oldest first")
-                last = event.ts
-        return self
 
 
 class EventWeight(BaseModel):

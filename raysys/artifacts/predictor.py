@@ -92,7 +92,7 @@ class Predictor:
 
         Raises:
             ArtifactError: the model gave a non-finite score.
-            DataError: an inline history is malformed.
+            DataError: a context value of the wrong type.
         """
         columns = self._columns(requests)
         offsets = np.concatenate([[0], np.cumsum(columns.counts)])

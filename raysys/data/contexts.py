@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import BaseModel, ConfigDict
 
-from raysys.errors import ConfigError
+from raysys.errors import ConfigError, DataError
 
 MISSING = 0
 OOV = 1
@@ -73,12 +73,34 @@ class ContextCodec(BaseModel):
                 codes[:, index] = feature.encode(pc.struct_field(column, feature.name))
         return codes
 
+    def misfit(self, context: Mapping[str, Any]) -> str | None:
+        """The first value of the wrong type for its feature, in words.
+
+        Names that are no features are passed over: data sets declare more than models use.
+        """
+        for feature in self.features:
+            value = context.get(feature.name)
+            kinds, takes = (
+                (str, "text") if feature.kind == "categorical" else ((int, float), "a number")
+            )
+            if value is not None and not isinstance(value, kinds):
+                return f"{feature.name}: a {feature.kind} feature takes {takes}, not {value!r}"
+        return None
+
     def encode_dicts(self, rows: Sequence[Mapping[str, Any]]) -> Int32Array:
-        """Codes [N, F] of N contexts given as dicts, as a request carries them."""
+        """Codes [N, F] of N contexts given as dicts, as a request carries them.
+
+        Raises:
+            DataError: a value of the wrong type for its feature.
+        """
         codes = np.zeros((len(rows), len(self.features)), np.int32)
         for index, feature in enumerate(self.features):
             kind = pa.string() if feature.kind == "categorical" else pa.float64()
-            column = pa.array([row.get(feature.name) for row in rows], kind)
+            try:
+                column = pa.array([row.get(feature.name) for row in rows], kind)
+            except (pa.ArrowTypeError, pa.ArrowInvalid) as error:
+                fault = next(filter(None, map(self.misfit, rows)), feature.name)
+                raise DataError(f"context.{fault}") from error
             codes[:, index] = feature.encode(column)
         return codes
 

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from raysys.data.batch import Pointers, pad_rows
 from raysys.data.catalogue import Catalogue
@@ -19,6 +19,9 @@ from raysys.errors import DataError
 
 Id = Annotated[str, Field(min_length=1, max_length=256)]
 ContextValue = Annotated[str, Field(max_length=256)] | float | None
+# What an int64 column holds; its smallest number stands for an unknown time.
+_LAST = np.iinfo(np.int64).max
+Microseconds = Annotated[int, Field(gt=UNKNOWN_TS, le=_LAST)]
 
 
 class HistoryEvent(BaseModel):
@@ -27,29 +30,58 @@ class HistoryEvent(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     item_id: Id
-    ts: int | None = None
+    ts: Microseconds | None = None
     behaviour: str = "click"
     context: dict[str, ContextValue] = Field(default_factory=dict)
+
+    @field_validator("behaviour")
+    @classmethod
+    def _known(cls, behaviour: str) -> str:
+        if behaviour not in BEHAVIOURS:
+            raise ValueError(f"unknown behaviour {behaviour!r}; known are {', '.join(BEHAVIOURS)}")
+        return behaviour
 
 
 class Request(BaseModel):
     """What is to be ranked for whom, when and in which context.
 
     ts: µs since the epoch, UTC. `history` replaces the stored history of the user; its events
-    are oldest first, and those at or after `ts` are ignored. `history_end` cuts the stored
-    history where there is no time.
+    are oldest first, those without `ts` before all, and those at or after the request's `ts` are
+    ignored. `history_end` cuts the stored history where there is no time.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     request_id: Id
     user_id: Id
-    ts: int | None = None
+    ts: Microseconds | None = None
     tz_offset_min: Annotated[int, Field(ge=-1440, le=1440)] = 0
     context: dict[str, ContextValue] = Field(default_factory=dict)
     candidates: Annotated[tuple[Id, ...], Field(min_length=1)]
     history: tuple[HistoryEvent, ...] | None = None
-    history_end: Annotated[int, Field(ge=0)] | None = None
+    history_end: Annotated[int, Field(ge=0, le=_LAST)] | None = None
+
+    @model_validator(mode="after")
+    def _oldest_first(self) -> "Request":
+        last = UNKNOWN_TS
+        for place, event in enumerate(self.history or ()):
+            ts = UNKNOWN_TS if event.ts is None else event.ts
+            if ts < last:
+                raise ValueError(
+                    f"history.{place}: events must be oldest first, those without ts before all"
+                )
+            last = ts
+        return self
+
+    def misfit(self, codec: ContextCodec) -> str | None:
+        """The first context value of the wrong type for the features of `codec`, in words."""
+        contexts = {"context": self.context}
+        contexts |= {f"history.{i}.context": e.context for i, e in enumerate(self.history or ())}
+        for where, context in contexts.items():
+            fault = codec.misfit(context)
+            if fault:
+                return f"{where}.{fault}"
+        return None
 
 
 @dataclass(frozen=True)
@@ -76,7 +108,11 @@ class Requests:
 
     @classmethod
     def of(cls, requests: Sequence[Request], codec: ContextCodec) -> "Requests":
-        """From request objects."""
+        """From request objects.
+
+        Raises:
+            DataError: a context value of the wrong type.
+        """
         return cls(
             ids=[r.request_id for r in requests],
             users=[r.user_id for r in requests],
@@ -161,7 +197,9 @@ class Requests:
         start = histories.begin(user)
         limit = histories.finish(user)
         timed = histories.end_before(user, self.ts)
-        cut = np.where(self.history_end >= 0, np.minimum(start + self.history_end, limit), limit)
+        # Not start + history_end, which may be too large for int64.
+        cut = start + np.minimum(self.history_end, limit - start)
+        cut = np.where(self.history_end >= 0, cut, limit)
         rows = catalogue.rows(self.candidates)
         return Pointers(
             start=start,
@@ -176,25 +214,13 @@ class Requests:
         """The histories sent with the requests, one owner per request, named by its index.
 
         Raises:
-            DataError: an unknown behaviour, or events that are not in time order.
+            DataError: a context value of the wrong type.
         """
         owners = sorted(self.inline)
         events = [event for owner in owners for event in self.inline[owner]]
-        for event in events:
-            if event.behaviour not in BEHAVIOURS:
-                raise DataError(
-                    f"history: unknown behaviour {event.behaviour!r}; "
-                    f"known are {', '.join(BEHAVIOURS)}"
-                )
         times = np.array([UNKNOWN_TS if e.ts is None else e.ts for e in events], np.int64)
         lengths = np.array([len(self.inline[owner]) for owner in owners], np.int64)
         start = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-        # Not by difference: an unknown time is the smallest number, and would overflow.
-        falls = np.flatnonzero(times[1:] < times[:-1]) + 1
-        if len(np.setdiff1d(falls, start)):
-            raise DataError(
-                "history: events must be sorted by ts, oldest first, those without one before all"
-            )
         rows: dict[str, Any] = dict(
             item=catalogue.rows([e.item_id for e in events]).astype(np.int32),
             behaviour=np.array([BEHAVIOURS.index(e.behaviour) for e in events], np.int8),

@@ -160,17 +160,14 @@ def test_a_model_with_a_nan_is_refused(root: Path) -> None:
             Predictor(run).score([ask(USERS[0])])
 
 
-def test_a_bad_history_is_refused(predictor: Predictor) -> None:
-    for events, message in (
-        ([dict(item_id="a", ts=2), dict(item_id="b", ts=1)], "must be sorted by ts"),
-        ([dict(item_id="a", ts=2), dict(item_id="b")], "must be sorted by ts"),
-        ([dict(item_id="a", behaviour="stare")], "unknown behaviour 'stare'; known are click"),
+def test_context_values_of_the_wrong_type_are_refused(predictor: Predictor) -> None:
+    for context, message in (
+        (dict(meal=3), r"context\.meal: a categorical feature takes text, not 3"),
+        (dict(degrees="hot"), r"context\.degrees: a numeric feature takes a number, not 'hot'"),
     ):
-        with pytest.raises(DataError, match=message):
-            predictor.score([ask("u", history=events)])
-    # Each history is sorted; one that begins before another ends is no fault.
-    two = [ask("u", history=[dict(item_id="a", ts=ts)]) for ts in (2, 1)]
-    assert len(predictor.score(two)) == 12
+        for wrong in (dict(context=context), dict(history=[dict(item_id="a", context=context)])):
+            with pytest.raises(DataError, match=message):
+                predictor.score([ask("u"), ask("u", **wrong)])
 
 
 def test_explanations_are_the_heaviest_events_of_the_window(

@@ -31,7 +31,7 @@ REQUESTS = st.lists(
         request_id=IDS,
         user_id=st.sampled_from(["u", "v", "w"]),
         ts=st.none() | st.integers(0, 40),
-        history_end=st.none() | st.integers(0, 5),
+        history_end=st.none() | st.integers(0, 5) | st.just(2**63 - 1),
         context=st.fixed_dictionaries({}, optional={"meal": st.sampled_from(["lunch", "tea"])}),
         candidates=st.lists(IDS, min_size=1, max_size=4).map(tuple),
     ),
@@ -123,6 +123,13 @@ def test_a_request_without_candidates_is_named(empty: list[str] | None) -> None:
         {"tz_offset_min": 1441},
         {"features": [1.0]},
         {"context": {"meal": "x" * 257}},
+        {"ts": 2**63},
+        {"ts": UNKNOWN_TS},
+        {"history_end": 2**63},
+        {"history": [{"item_id": "a", "ts": 2}, {"item_id": "a", "ts": 1}]},
+        {"history": [{"item_id": "a", "ts": 2}, {"item_id": "a"}]},
+        {"history": [{"item_id": "a", "ts": 2**63}]},
+        {"history": [{"item_id": "a", "behaviour": "stare"}]},
     ],
 )
 def test_requests_are_strict(change: dict[str, object]) -> None:

@@ -130,12 +130,15 @@ def test_models_and_health(root: Path, http: TestClient) -> None:
 def test_every_refusal_says_why(http: TestClient) -> None:
     good = fixtures.requests(2)[1].model_dump(mode="json", exclude_none=True)
     many = [f"item {i}" for i in range(51)]
+    unknown_after_known = [{"item_id": "a", "ts": 5}, {"item_id": "a"}]
     assert "51 entries" in refused(post(http, "ctr", good | {"candidates": many}), 422,
                                    "bad_request").detail  # fmt: skip
     refused(post(http, "ctr", good | {"modle": 1}), 422, "bad_request")
     wrong = refused(post(http, "ctr", good | {"context": {"meal": 3}}), 422, "bad_request")
     assert wrong.detail.startswith("context.meal")
     assert wrong.request_id == good["request_id"]
+    for wrong in ({"ts": 10**20}, {"history_end": 10**20}, {"history": unknown_after_known}):
+        refused(post(http, "ctr", good | wrong), 422, "bad_request")
     # The news model has the same features, but no name that it does not know stops a request.
     assert post(http, "news", good | {"context": {"weather": 3}}).status_code == 200
     refused(http.post("/v1/ctr/rank", content=b"{", headers={"content-type": "application/json"}),
