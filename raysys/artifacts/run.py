@@ -210,6 +210,15 @@ def read_config(path: Path) -> RunConfig:
     return _fitting(RunConfig, raw, file)
 
 
+def read_features(path: Path) -> FeatureSpace:
+    """`features.json` of a run folder.
+
+    Raises:
+        ArtifactError: damaged.
+    """
+    return _fitting(FeatureSpace, _read_json(path / "features.json"), path / "features.json")
+
+
 def _read_json(file: Path) -> dict[str, Any]:
     try:
         raw = json.loads(file.read_text(encoding="utf-8"))
@@ -241,7 +250,7 @@ def load_run(path: Path | str) -> LoadedRun:
     verify_run(path)
     config = read_config(path)
     kind = resolve(config.model)
-    features = _fitting(FeatureSpace, _read_json(path / "features.json"), path / "features.json")
+    features = read_features(path)
     options = _fitting(kind.Config, config.model_options, path / "config.json")
     card = _fitting(DataCard, _read_json(path / "data_card.json"), path / "data_card.json")
     model = kind.from_config(options, features)

@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from raysys.data.contexts import ContextCodec
 from raysys.data.requests import Request, Requests
+from raysys.data.schema import CONTEXT_TYPES
 from raysys.errors import DataError
 
 _OPTIONAL = {"ts": pa.int64(), "history_end": pa.int64(), "context": None}
@@ -30,8 +31,10 @@ class RequestSlice:
     offset: int
 
 
-def cut(path: Path, size: int) -> list[RequestSlice]:
+def cut(path: Path, size: int, codec: ContextCodec) -> list[RequestSlice]:
     """Slices of `size` requests, the last one smaller; every request is checked.
+
+    codec: the model's, which tells of what type its context values must be.
 
     Raises:
         DataError: no such file, no request in it, or a bad one, with its line or row.
@@ -41,12 +44,12 @@ def cut(path: Path, size: int) -> list[RequestSlice]:
     starts: list[tuple[int, int]] = []
     total = 0
     if path.suffix == ".jsonl":
-        for line, offset, _ in _lines(path, 1, 0):
+        for line, offset, _ in _lines(path, 1, 0, codec):
             if total % size == 0:
                 starts.append((line, offset))
             total += 1
     elif path.suffix == ".parquet":
-        total = _checked_rows(path)
+        total = _checked_rows(path, codec)
         starts = [(row, 0) for row in range(0, total, size)]
     else:
         raise DataError(f"{path}: requests are read from .jsonl and .parquet files")
@@ -61,7 +64,7 @@ def cut(path: Path, size: int) -> list[RequestSlice]:
 def read(part: RequestSlice, codec: ContextCodec) -> Requests:
     """The requests of a slice in columns."""
     if part.path.suffix == ".jsonl":
-        lines = _lines(part.path, part.first, part.offset)
+        lines = _lines(part.path, part.first, part.offset, codec)
         chosen = [request for _, (_, _, request) in zip(range(part.count), lines, strict=False)]
         return Requests.of(chosen, codec)
     with _open(part.path) as file:
@@ -73,30 +76,37 @@ def read(part: RequestSlice, codec: ContextCodec) -> Requests:
             elif start < part.first + part.count:
                 groups.append(group)
             start += rows
-        table = file.read_row_groups(groups, columns=_columns(part.path, file.schema_arrow))
+        table = file.read_row_groups(groups, columns=_columns(part.path, file.schema_arrow, codec))
     return Requests.of_table(table.slice(part.first - skipped, part.count).combine_chunks(), codec)
 
 
-def _lines(path: Path, line: int, offset: int) -> Iterator[tuple[int, int, Request]]:
+def _lines(
+    path: Path, line: int, offset: int, codec: ContextCodec
+) -> Iterator[tuple[int, int, Request]]:
     """(line, offset, request) from a place in the file on; empty lines are passed over."""
     with path.open("rb") as file:
         file.seek(offset)
         for number, text in enumerate(file, line):
             if text.strip():
                 try:
-                    yield number, offset, Request.model_validate_json(text)
+                    request = Request.model_validate_json(text)
                 except ValidationError as error:
                     first = error.errors()[0]
                     where = ".".join(str(step) for step in first["loc"])
+                    message = first["msg"].removeprefix("Value error, ")
                     raise DataError(
-                        f"{path}, line {number}: {where + ': ' if where else ''}{first['msg']}"
+                        f"{path}, line {number}: {where + ': ' if where else ''}{message}"
                     ) from error
+                fault = request.misfit(codec)
+                if fault:
+                    raise DataError(f"{path}, line {number}: {fault}")
+                yield number, offset, request
             offset += len(text)
 
 
-def _checked_rows(path: Path) -> int:
+def _checked_rows(path: Path, codec: ContextCodec) -> int:
     with _open(path) as file:
-        columns = _columns(path, file.schema_arrow)
+        columns = _columns(path, file.schema_arrow, codec)
         rows = 0
         for batch in file.iter_batches(_ROWS_AT_ONCE, columns=columns):
             lists = batch["candidates"]
@@ -113,11 +123,15 @@ def _checked_rows(path: Path) -> int:
                 bad = pc.index(missing, True).as_py()
                 if bad >= 0:
                     raise DataError(f"{path}, row {rows + bad}: {name} is missing or empty")
+            if "history_end" in columns:
+                bad = pc.index(pc.less(batch["history_end"], 0), True).as_py()
+                if bad >= 0:
+                    raise DataError(f"{path}, row {rows + bad}: history_end is less than 0")
             rows += len(batch)
     return rows
 
 
-def _columns(path: Path, schema: pa.Schema) -> list[str]:
+def _columns(path: Path, schema: pa.Schema, codec: ContextCodec) -> list[str]:
     """The columns a request is made of, its id first; their types are checked."""
     key = "request_id" if "request_id" in schema.names else "impression_id"
     expected = {key: pa.string(), "user_id": pa.string(), "candidates": pa.list_(pa.string())}
@@ -129,7 +143,22 @@ def _columns(path: Path, schema: pa.Schema) -> list[str]:
             raise DataError(
                 f"{path}: column {name} is {schema.field(name).type}, it must be {kind}"
             )
+    if "context" in schema.names:
+        _check_context(path, schema.field("context").type, codec)
     return [*expected, *(name for name in _OPTIONAL if name in schema.names)]
+
+
+def _check_context(path: Path, kind: pa.DataType, codec: ContextCodec) -> None:
+    if not pa.types.is_struct(kind):
+        raise DataError(f"{path}: column context is {kind}, it must be a struct")
+    have = {field.name: field.type for field in kind}
+    for feature in codec.features:
+        wanted = CONTEXT_TYPES[feature.kind]
+        if have.get(feature.name, wanted) != wanted:
+            raise DataError(
+                f"{path}: column context.{feature.name} is {have[feature.name]}, "
+                f"it must be {wanted}"
+            )
 
 
 def _open(path: Path) -> pq.ParquetFile:

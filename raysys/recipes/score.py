@@ -1,7 +1,7 @@
 """Batch scoring: a file of requests to one row per candidate, in parts, through the Predictor.
 
 Parts are of fixed size, so the same command submitted again keeps the parts that are there and
-makes the missing ones. The whole file is validated before anything is scored.
+makes the missing ones. The whole file is validated before anything is written.
 
 OUT/_plan.json    what the parts belong to: model, requests, part size
 OUT/part-NNNNN.parquet
@@ -12,7 +12,10 @@ Readers of a Parquet folder pass over names that begin with an underscore.
 
 import json
 import os
+import shutil
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -21,7 +24,7 @@ import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict
 
 from raysys.artifacts.predictor import Predictor
-from raysys.artifacts.run import read_config, verify_run
+from raysys.artifacts.run import read_config, read_features, verify_run
 from raysys.data.dataset import part_name
 from raysys.data.files import sha256_file, write_text
 from raysys.data.mapping import Mapper
@@ -71,25 +74,25 @@ def score(
     come with the requests (JSONL only) or from the run's snapshot.
 
     Raises:
-        ArtifactError: the run folder is unfinished or damaged.
+        ArtifactError: the run folder is unfinished or damaged, or gave a non-finite score.
         DataError: a malformed request, named by its line or row.
         ConfigError: `out` holds the parts of another run or other requests.
     """
     run, requests, out = run.resolve(), requests.resolve(), out.resolve()
     verify_run(run)
     config = read_config(run)
-    slices = cut(requests, per_part)
+    slices = cut(requests, per_part, read_features(run).contexts)
     tasks = [Task(run, part, out / part_name(index)) for index, part in enumerate(slices)]
     plan: dict[str, str | int] = {
         "model_id": config.model_id,
         "requests": sha256_file(requests),
         "requests_per_part": per_part,
     }
-    _claim(out, plan)
-    missing = [task for task in tasks if not task.target.is_file()]
     unknown: Counter[str] = Counter()
-    for counted in mapper(score_part, missing, label="scoring"):
-        unknown.update(counted)
+    with _claimed(out, plan):
+        missing = [task for task in tasks if not task.target.is_file()]
+        for counted in mapper(score_part, missing, label="scoring"):
+            unknown.update(counted)
     rows = sum(pq.read_metadata(task.target).num_rows for task in tasks)
     report = ScoreReport(
         out=str(out),
@@ -129,17 +132,31 @@ def _predictor(run: Path) -> Predictor:
     return Predictor.load(run)
 
 
-def _claim(out: Path, plan: dict[str, str | int]) -> None:
-    """Make `out`, or check that it was begun with the same run and requests."""
+@contextmanager
+def _claimed(out: Path, plan: dict[str, str | int]) -> Iterator[None]:
+    """`out`, made, or begun with the same run and requests.
+
+    An error in the block that comes before the first part leaves `out` as it was found.
+    """
     path = out / _PLAN
-    if path.is_file():
+    found = out.exists()
+    begun = path.is_file()
+    if begun:
         if json.loads(path.read_text(encoding="utf-8")) != plan:
             raise ConfigError(
                 f"{out} holds scores of another run, other requests or another part size; "
                 "choose another --out"
             )
-    elif out.exists() and any(out.iterdir()):
+    elif found and any(out.iterdir()):
         raise ConfigError(f"{out} exists and holds no scores; choose another --out")
     else:
         out.mkdir(parents=True, exist_ok=True)
         write_text(path, json.dumps(plan, indent=1) + "\n")
+    try:
+        yield
+    except BaseException:
+        if not begun and not any(out.glob("part-*")):
+            path.unlink(missing_ok=True)
+            if not found:  # a worker that is not done yet may still write
+                shutil.rmtree(out, ignore_errors=True)
+        raise

@@ -1,19 +1,22 @@
 """Batch scoring: equal to the Predictor, resumable, and strict about its input."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import typer
 from baselines_fixtures import HOUR, START, Log, random_log, untrained_run, write
+from serve_fixtures import ctr_run
 from typer.testing import CliRunner
 
 from raysys.artifacts.predictor import Predictor
 from raysys.cli.score import score as command
 from raysys.data.dataset import Dataset
-from raysys.data.mapping import LocalMapper
+from raysys.data.mapping import LocalMapper, Mapper
 from raysys.data.requests import Request, Requests
 from raysys.errors import ArtifactError, ConfigError, DataError
 from raysys.recipes.score import ScoreReport, score
@@ -117,6 +120,15 @@ GOOD = '{"request_id": "a", "user_id": "u", "candidates": ["i01"]}'
         ('{"request_id": "b", "user_id": "u", "candidates": []}', "line 3: candidates: "),
         ('{"request_id": "b"', "line 3: Invalid JSON"),
         (GOOD.replace("}", ', "mealtime": "noon"}'), "line 3: mealtime: Extra inputs"),
+        (GOOD.replace("}", ', "ts": 100000000000000000000}'), "line 3: ts: "),
+        (
+            GOOD.replace("}", ', "history": [{"item_id": "a", "behaviour": "clik"}]}'),
+            r"line 3: history\.0\.behaviour: unknown behaviour 'clik'; known are",
+        ),
+        (
+            GOOD.replace("}", ', "history": [{"item_id": "a", "ts": 2}, {"item_id": "a"}]}'),
+            r"line 3: history\.1: events must be oldest first",
+        ),
     ],
 )
 def test_a_bad_line_is_named_and_nothing_written(
@@ -137,6 +149,8 @@ def test_a_bad_line_is_named_and_nothing_written(
         (dict(candidates=[[None], ["i01"]]), "row 0: candidates is missing or empty"),
         (dict(ts=["now", "then"]), "column ts is string, it must be int64"),
         (dict(candidates=["i01", "i02"]), "column candidates is string"),
+        (dict(history_end=[0, -1]), "row 1: history_end is less than 0"),
+        (dict(context=["lunch", "dinner"]), "column context is string, it must be a struct"),
     ],
 )
 def test_a_bad_parquet_row_is_named(
@@ -147,6 +161,48 @@ def test_a_bad_parquet_row_is_named(
     with pytest.raises(DataError, match=message):
         score(made[0] / "run", tmp_path / "r.parquet", tmp_path / "out", LocalMapper())
     assert not (tmp_path / "out").exists()
+
+
+def test_context_values_must_suit_the_model(tmp_path: Path) -> None:
+    run = ctr_run(tmp_path)
+    file = tmp_path / "r.jsonl"
+    for wrong, message in (
+        ({"context": {"meal": 3}}, r"context\.meal: a categorical feature takes text, not 3\.0"),
+        ({"history": [{"item_id": "a", "context": {"degrees": "hot"}}]},
+         r"history\.0\.context\.degrees: a numeric feature takes a number, not 'hot'"),
+    ):  # fmt: skip
+        file.write_text(f"{GOOD}\n{json.dumps(json.loads(GOOD) | wrong)}\n")
+        with pytest.raises(DataError, match=f"line 2: {message}"):
+            score(run, file, tmp_path / "out", LocalMapper())
+    columns = dict(request_id=["a"], user_id=["u"], candidates=[["i01"]], context=[{"meal": 3}])
+    pq.write_table(pa.table(columns), tmp_path / "r.parquet")
+    with pytest.raises(DataError, match=r"column context\.meal is int64, it must be string"):
+        score(run, tmp_path / "r.parquet", tmp_path / "out", LocalMapper())
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_error_before_the_first_part_leaves_what_was_there(made: tuple, tmp_path: Path) -> None:
+    root, log_ = made
+    file, out = _jsonl(tmp_path / "r.jsonl", _requests(log_)), tmp_path / "out"
+
+    def failing(after: int) -> Mapper:
+        def mapper(fn: Any, tasks: Any, *, label: str) -> Iterator[Any]:
+            yield from map(fn, tasks[:after])
+            raise ArtifactError("non-finite score")
+
+        return mapper
+
+    def tried(after: int) -> list[str] | None:
+        with pytest.raises(ArtifactError, match="non-finite"):
+            score(root / "run", file, out, failing(after), per_part=20)
+        return sorted(path.name for path in out.iterdir()) if out.exists() else None
+
+    assert tried(0) is None
+    out.mkdir()
+    assert tried(0) == []
+    assert tried(1) == ["_plan.json", "part-00000.parquet"]
+    (out / "part-00000.parquet").unlink()
+    assert tried(0) == ["_plan.json"]  # begun by another launch
 
 
 def test_other_files_and_damaged_runs_are_refused(made: tuple, tmp_path: Path) -> None:
