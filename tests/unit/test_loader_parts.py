@@ -13,7 +13,7 @@ from raysys.data.loaders.fold_history import fold_history
 from raysys.data.loaders.lists import merge_duplicates
 from raysys.data.loaders.local_time import local_part
 from raysys.data.loaders.negatives import NegativeRule, Pool, draw_negatives
-from raysys.data.loaders.reading import CSV, read_text
+from raysys.data.loaders.reading import CSV, Source, read_text
 from raysys.data.split import (
     TEST,
     TRAIN,
@@ -188,6 +188,53 @@ def test_times_in_every_form(
     (tmp_path / "log.csv").write_text(f"at,x\n{text},1\n")
     ts = read_text(tmp_path / "log.csv", CSV).times("at", form, timezone=zone)
     assert iso(ts[0].as_py()) == expected
+
+
+FAR = [
+    ("s", pa.array([0, 1714557600000000]), "row 2: column 'at' lies in the future: 17145576"),
+    ("ms", pa.array([0.0, -1e300]), "row 2: column 'at' lies before the year 1: -1e"),
+    ("iso", pa.array([0, 10**17], pa.timestamp("s")), "row 2: column 'at' lies in the future"),
+    ("iso", pa.array([-(10**17)], pa.timestamp("ms", "UTC")), "lies before the year 1"),
+    ("iso", pa.array([2**31 - 1], pa.date32()), "row 1: column 'at' lies in the future"),
+]
+
+
+@pytest.mark.parametrize(("form", "values", "message"), FAR)
+@pytest.mark.parametrize("zone", [None, "Europe/Berlin"])
+def test_times_beyond_the_calendar_are_named(
+    tmp_path: Path, form: str, values: pa.Array, message: str, zone: str | None
+) -> None:
+    source = Source(tmp_path / "log.parquet", pa.table({"at": values}))
+    with pytest.raises(DataError, match=message + ".*; check the unit"):
+        source.times("at", form, timezone=zone)
+
+
+@pytest.mark.parametrize("unit", ["s", "ms", "us", "ns"])
+def test_timestamps_of_every_unit_are_microseconds(tmp_path: Path, unit: str) -> None:
+    moment = dict(s=1_714_557_600, ms=1_714_557_600_123, us=1_714_557_600_123_456,
+                  ns=1_714_557_600_123_456_789)[unit]  # fmt: skip
+    column = pa.array([moment, None], pa.timestamp(unit, "UTC"))
+    ts = Source(tmp_path / "log.parquet", pa.table({"at": column})).times("at")
+    exact = {"s": 0, "ms": 123_000}.get(unit, 123_456)
+    assert ts.to_pylist() == [1_714_557_600_000_000 + exact, None]
+
+
+def test_a_label_is_never_missing(tmp_path: Path) -> None:
+    for values in ([True, False, None], [1, 0, None]):
+        source = Source(tmp_path / "log.parquet", pa.table({"label": values}))
+        with pytest.raises(DataError, match=r"log\.parquet row 3: column 'label' is"):
+            source.labels("label")
+    good = Source(tmp_path / "log.parquet", pa.table({"label": [True, False]}))
+    assert good.labels("label").tolist() == [True, False]
+
+
+def test_a_column_named_twice_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "log.csv"
+    path.write_text("a,b,a\n1,2,3\n")
+    source = read_text(path, CSV)
+    assert source.strings("b").to_pylist() == ["2"]
+    with pytest.raises(DataError, match=r"log\.csv: 2 columns are called 'a'; give each a name"):
+        source.strings("a")
 
 
 def test_lines_are_physical_lines_of_the_file(tmp_path: Path) -> None:

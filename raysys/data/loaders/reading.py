@@ -21,6 +21,7 @@ from raysys.errors import DataError
 
 TimeUnit = Literal["s", "ms", "us"]
 _UNIT_US = {"s": 1_000_000, "ms": 1_000, "us": 1}
+_YEAR_1 = -62_135_596_800_000_000
 # Rows longer than a block are refused by the parser; bodies of articles are long.
 _BLOCK = 1 << 24
 
@@ -79,8 +80,13 @@ class Source:
         """A column, in one piece.
 
         Raises:
-            DataError: there is none of that name; the nearest is named.
+            DataError: there is none of that name; the nearest is named. Or there are several.
         """
+        if self.names.count(name) > 1:
+            raise DataError(
+                f"{self.path}: {self.names.count(name)} columns are called {name!r}; "
+                "give each a name of its own"
+            )
         if name not in self.table.column_names:
             raise DataError(f"{self.path}: no column {name!r}" + nearest(name, self.names))
         return combined(self.table[name])
@@ -145,16 +151,18 @@ class Source:
         return values.to_numpy(zero_copy_only=False).astype(np.int64)
 
     def labels(self, name: str) -> npt.NDArray[np.bool_]:
-        """A column of 0 and 1 as booleans [N].
+        """A column of 0 and 1, or of booleans, without gaps, as booleans [N].
 
         Raises:
-            DataError: another value.
+            DataError: a value is missing or another one.
         """
         column = self.column(name)
         if pa.types.is_boolean(column.type):
-            values = pc.cast(column, pa.int64()).fill_null(0).to_numpy(zero_copy_only=False)
-        else:
-            values = self.integers(name)
+            if column.null_count:
+                row = first(column.is_null())
+                raise DataError(f"{self.where(row)}: column {name!r} is empty, it must be 0 or 1")
+            return np.asarray(column.to_numpy(zero_copy_only=False), np.bool_)
+        values = self.integers(name)
         bad = (values != 0) & (values != 1)
         if bad.any():
             row = int(np.argmax(bad))
@@ -162,22 +170,27 @@ class Source:
         return values == 1
 
     def times(self, name: str, form: str = "iso", *, timezone: str | None = None) -> pa.Array:
-        """A column as µs UTC, int64; empty stays null.
+        """A column as µs UTC, int64; empty stays null, digits below a µs are cut.
 
         Args:
             form: `s`, `ms` or `us` since the epoch, `iso`, or a strptime pattern.
             timezone: of local times without an offset (`Europe/Berlin`); UTC if none.
 
         Raises:
-            DataError: not a time in that form, or a time in the future.
+            DataError: not a time in that form, or a time in the future or before the year 1.
         """
         column = self.column(name)
-        if pa.types.is_timestamp(column.type) or pa.types.is_date(column.type):
-            parsed = column.cast(pa.timestamp("us", getattr(column.type, "tz", None)))
+        if pa.types.is_date(column.type):
+            column = column.cast(pa.timestamp("ms"))
+        if pa.types.is_timestamp(column.type):
+            unit, kind = column.type.unit, pa.timestamp("us", column.type.tz)
+            if unit in ("s", "ms"):
+                numbers = column.cast(pa.int64()).cast(pa.float64(), safe=False)
+                parsed = _microseconds(numbers, unit).cast(kind)
+            else:
+                parsed = column.cast(kind, safe=False)
         elif form in _UNIT_US:
-            values = self.floats(name)
-            parsed = pc.round(pc.multiply(values, float(_UNIT_US[form]))).cast(pa.int64())
-            parsed = parsed.cast(pa.timestamp("us", "UTC"))
+            parsed = _microseconds(self.floats(name), form).cast(pa.timestamp("us", "UTC"))
         else:
             parsed = self._parsed(name, form)
         if parsed.type.tz is None and timezone is not None:
@@ -185,13 +198,17 @@ class Source:
                 parsed, timezone, ambiguous="earliest", nonexistent="latest"
             )
         parsed = parsed.cast(pa.int64())
-        future = pc.greater(parsed, now_us()).fill_null(False)
-        if pc.any(future).as_py():
-            row = first(future)
-            raise DataError(
-                f"{self.where(row)}: column {name!r} lies in the future: {column[row]}; "
-                "check the unit and the clock that wrote the log"
-            )
+        for bad, place in (
+            (pc.greater(parsed, now_us()), "in the future"),
+            (pc.less(parsed, _YEAR_1), "before the year 1"),
+        ):
+            if pc.any(bad).as_py():
+                row = first(bad)
+                shown = column[row].cast(pa.string())  # Python has no words for a far date
+                raise DataError(
+                    f"{self.where(row)}: column {name!r} lies {place}: {shown}; "
+                    "check the unit and the clock that wrote the log"
+                )
         return parsed
 
     def _parsed(self, name: str, form: str) -> pa.Array:
@@ -220,6 +237,13 @@ class Source:
 def now_us() -> int:
     """The present, µs UTC."""
     return int(datetime.now(UTC).timestamp() * 1e6)
+
+
+def _microseconds(numbers: pa.Array, unit: str) -> pa.Array:
+    """Floats of a unit as int64 µs; what is too large for them becomes an end that no time is."""
+    values = pc.round(pc.multiply(numbers, float(_UNIT_US[unit])))
+    values = pc.min_element_wise(values, 9e18, skip_nulls=False)
+    return pc.max_element_wise(values, -9e18, skip_nulls=False).cast(pa.int64())
 
 
 def first(mask: pa.Array) -> int:
