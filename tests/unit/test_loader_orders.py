@@ -72,6 +72,21 @@ def test_dhrd_puts_twins_into_one_impression_and_one_fold(tmp_path: Path) -> Non
     assert items[event["item_id"]]["category"] == ["c0"]
 
 
+def test_dhrd_an_empty_history_is_that_users_own(tmp_path: Path) -> None:
+    rows = dhrd_rows(20)
+    for n in range(20):
+        for row in (rows[n], rows[n + 20]):
+            for name in ("hist_day", "hist_hour", "hist_cuisine", "hist_price"):
+                row[name] = (row[name][::-1] * 2)[: (0 if n == 7 else n % 3 + 1)]
+    out = tmp_path / "out"
+    import_dataset("dhrd-prompts", write_dhrd(tmp_path / "src", rows), out)
+    assert check(out).ok
+    events = [event["user_id"] for event in rows_of(out, "events")]
+    shown = rows_of(out, "impressions")
+    assert [row["history_end"] for row in shown] == [events.count(r["user_id"]) for r in shown]
+    assert sorted(row["history_end"] for row in shown)[:2] == [0, 1]
+
+
 def test_dhrd_a_history_with_two_positives_is_refused(tmp_path: Path) -> None:
     rows = dhrd_rows(3)
     rows[4]["label"] = 1

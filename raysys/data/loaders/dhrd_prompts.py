@@ -66,6 +66,7 @@ class DhrdPrompts:
         np.minimum.at(firsts, owner, np.arange(len(owner)))
         users = numbered("h", np.arange(count), 4)
         events, past = _events(source, firsts, users)
+        lengths = pc.list_value_length(source.column("hist_day").take(pa.array(firsts)))
         dishes, dish_of = _dishes(source)
         order = shuffled_within(owner, stable_hash(np.arange(len(owner)), options.seed + 2))
         candidates, clicks = candidate_lists(
@@ -82,9 +83,7 @@ class DhrdPrompts:
             {
                 "impression_id": users,
                 "user_id": users,
-                "history_end": pa.array(
-                    np.bincount(codes_of(events["user_id"].combine_chunks()), minlength=count)
-                ),
+                "history_end": lengths.fill_null(0).cast(pa.int64()),
                 "context": pa.StructArray.from_arrays(list(usual.values()), names=list(usual)),
                 "candidates": candidates,
                 "clicks": clicks,
