@@ -20,8 +20,15 @@ from raysys.data.columns import ColumnFolder, GrowingColumn
 from raysys.data.contexts import FIRST, OOV, ContextCodec, ContextFeature
 from raysys.data.dataset import Dataset
 from raysys.data.histories import UNKNOWN_TS, Histories
+from raysys.data.refusals import (
+    among,
+    refuse_endless,
+    refuse_future,
+    refuse_outside,
+    refuse_repeated,
+    refuse_unsorted,
+)
 from raysys.data.schema import BEHAVIOURS, SPLITS
-from raysys.errors import DataError
 
 # Raised whenever the layout below changes, so that old caches are never read.
 CACHE_VERSION = 1
@@ -87,7 +94,7 @@ def prepare(dataset: Dataset) -> Prepared:
     Two processes may build at once; the first rename wins and the other's copy is dropped.
 
     Raises:
-        DataError: a damaged part, or events that are not sorted.
+        DataError: a damaged part, or one of the `raysys.data.refusals`.
     """
     folder = cache_root() / "columns" / f"{dataset.manifest.hash}-v{CACHE_VERSION}"
     if not (folder / "DONE").is_file():
@@ -198,7 +205,8 @@ def _build_histories(
     for path, part in zip(dataset.files("events"), dataset.parts("events", wanted), strict=True):
         owner = pc.index_in(part["user_id"], value_set=users).to_numpy().astype(np.int64)
         order = np.stack([owner, part["seq"].to_numpy(), _times(part["ts"])])
-        _refuse_unsorted(path, np.concatenate([last, order], axis=1))
+        refuse_unsorted(path, np.concatenate([last, order], axis=1))
+        refuse_future(path, order[2])
         last = order[:, -1:] if len(part) else last
         history = pc.is_in(part["behaviour"], value_set=kept)
         part = part.filter(history)
@@ -214,23 +222,6 @@ def _build_histories(
     folder.write("start", np.concatenate([[0], np.cumsum(counts)]).astype(np.int64))
     (out / "codec.json").write_text(codec.model_dump_json(), encoding="utf-8")
     return Histories.load(out)
-
-
-def _refuse_unsorted(path: Path, order: npt.NDArray[np.int64]) -> None:
-    """order [3, 1 + N]: user row, seq and ts of the event before the part, then of its N events.
-
-    Histories are slices of the table that are searched by time, so any other order would give
-    users events of others, or of their future.
-    """
-    (user, seq, ts), (user_before, seq_before, ts_before) = order[:, 1:], order[:, :-1]
-    stuck = (seq <= seq_before) | (ts < ts_before)
-    bad = (user < user_before) | ((user == user_before) & stuck)
-    if bad.any():
-        row = int(np.argmax(bad))
-        raise DataError(
-            f"{path}: row {row + 1}: events are not sorted by user_id, seq and ts (unknown times "
-            "first); import the log again, importers sort"
-        )
 
 
 def _listed(
@@ -257,33 +248,37 @@ def _build_impressions(
     context = GrowingColumn(folder, "context", "int32", width)
     counts = [np.zeros(1, np.int64)]
     ids: list[pa.Array] = []
-    for part in dataset.parts("impressions"):
-        for name, values in _impression_columns(part, item_ids, histories, counts):
+    files = dataset.files("impressions")
+    for path, part in zip(files, dataset.parts("impressions"), strict=True):
+        for name, values in _impression_columns(path, part, item_ids, histories, counts):
             single[name].append(values)
         context.append(_encode(histories.codec, part))
         ids.append(_combined(part["impression_id"]))
     for column in (*single.values(), context):
         column.close()
     folder.write("offsets", np.cumsum(np.concatenate(counts)))
-    folder.write("ids", pa.concat_arrays(ids) if ids else pa.array([], pa.string()))
+    whole = pa.concat_arrays([pa.array([], pa.string()), *ids])
+    refuse_repeated(files, [len(part) for part in ids], whole)
+    folder.write("ids", whole)
 
 
 def _impression_columns(
+    path: Path,
     part: pa.Table,
     item_ids: pa.Array,
     histories: Histories,
     counts: list[npt.NDArray[np.int64]],
 ) -> Iterator[tuple[str, npt.NDArray[Any]]]:
     user = histories.rows(_combined(part["user_id"]))
-    ts = _times(part["ts"])
+    ts, stated = _times(part["ts"]), _times(part["history_end"])
+    refuse_future(path, ts)
+    refuse_endless(path, ts, stated)
     start = histories.begin(user)
     end = histories.end_before(user, ts)
-    given = part["history_end"].to_numpy()
     timeless = ts == UNKNOWN_TS
     if timeless.any():
         limit = histories.start[user + 1]
-        stated = np.where(np.isnan(given.astype(np.float64)), 0, given).astype(np.int64)
-        end = np.where(timeless, np.minimum(start + stated, limit), end)
+        end = np.where(timeless, start + np.minimum(stated, limit - start), end)
     split = pc.index_in(part["split"], value_set=pa.array(SPLITS)).to_numpy()
     yield from dict(user=user, ts=ts, start=start, end=end, split=split).items()
     yield "tz", part["tz_offset_min"].fill_null(0).to_numpy()
@@ -291,10 +286,13 @@ def _impression_columns(
     counts.append(np.bincount(parents, minlength=len(part)).astype(np.int64))
     yield "item", items
     base = len(item_ids) + FIRST
-    keys = parents * base + items
-    for name, label in (("clicks", "click"), ("orders", "order")):
-        owner, chosen = _listed(part, name, item_ids)
-        yield label, np.isin(keys, owner * base + chosen)
+    shown = within = parents * base + items
+    for label, inner, outer in (("click", "clicks", "candidates"), ("order", "orders", "clicks")):
+        owner, chosen = _listed(part, inner, item_ids)
+        keys = owner * base + chosen
+        refuse_outside(path, inner, outer, keys, within, base)
+        yield label, among(shown, keys)
+        within = keys
     position = _combined(part["position"])
     if position.null_count:
         yield "position", np.full(len(items), -1, np.int16)

@@ -1,4 +1,4 @@
-"""Prepared columns against the rows they were made from; unsorted events are refused."""
+"""Prepared columns against the rows they were made from; rows that would spoil them are refused."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -7,10 +7,14 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from data_fixtures import ITEMS, Log, log
+from hypothesis import given
+from hypothesis import strategies as st
 
+from raysys.data.check import check
 from raysys.data.columns import ColumnFolder, GrowingColumn
 from raysys.data.dataset import Dataset
 from raysys.data.prepared import Prepared, prepare
+from raysys.data.refusals import among
 from raysys.data.schema import SPLITS
 from raysys.errors import DataError
 
@@ -143,6 +147,64 @@ def test_unknown_times_may_come_first(tmp_path: Path) -> None:
     rows.events = [dict(e) for e in EVENTS]
     rows.events[0]["ts"] = None
     assert opened(rows, tmp_path / "data").histories.item.tolist() == [3] * 6
+
+
+def not_shown(row: dict[str, object]) -> None:
+    row["candidates"], row["clicks"], row["orders"] = ["i1", "i2"], ["i3"], []
+
+
+def not_clicked(row: dict[str, object]) -> None:
+    row["candidates"], row["clicks"], row["orders"] = ["i1", "i2"], ["i1"], ["i2"]
+
+
+REFUSED: dict[str, tuple[Callable[[dict[str, object]], object], str]] = {
+    "click not shown": (not_shown, "clicks holds an item that is not among the candidates"),
+    "order not clicked": (not_clicked, "orders holds an item that is not among the clicks"),
+    "repeated id": (lambda row: row.update(impression_id="p1"), "impression_id p1 occurs before"),
+    "another unit": (lambda row: row.update(ts=9 * 10**15), "ts lies in the future"),
+    "no end": (lambda row: row.update(ts=None, history_end=None), "history_end must be 0 or more"),
+    "before all": (lambda row: row.update(ts=None, history_end=-1), "history_end must be 0 or"),
+}
+
+
+@pytest.mark.parametrize("parts", [1, 3])
+@pytest.mark.parametrize("fault", REFUSED)
+def test_rows_that_check_would_find_are_refused(tmp_path: Path, fault: str, parts: int) -> None:
+    change, message = REFUSED[fault]
+    rows = log(0)
+    change(rows.impressions[9])
+    path = rows.write(tmp_path / "data", parts)
+    assert not check(path).ok
+    part, row = ("part-00000", 10) if parts == 1 else ("part-00002", 2)
+    with pytest.raises(DataError, match=rf"impressions/{part}\.parquet: row {row}: {message}"):
+        prepare(Dataset(path))
+    assert list((tmp_path / "cache" / "columns").iterdir()) == []
+
+
+def test_an_event_of_the_future_is_refused(tmp_path: Path) -> None:
+    rows = log(0)
+    rows.events = [dict(e) for e in EVENTS]
+    rows.events[2]["ts"] = 9 * 10**15
+    with pytest.raises(DataError, match=r"events/part-00000\.parquet: row 3: ts lies in the futu"):
+        opened(rows, tmp_path / "data")
+
+
+def test_a_history_end_beyond_the_history_is_its_length(tmp_path: Path) -> None:
+    rows = log(0, timed=False)
+    for row in rows.impressions:
+        row["history_end"] = 2**63 - 1
+    shown = opened(rows, tmp_path / "data").impressions
+    mine = [
+        sum(e["user_id"] == i["user_id"] and e["behaviour"] != "view" for e in rows.events)
+        for i in rows.impressions
+    ]
+    assert (shown.end - shown.start).tolist() == mine
+
+
+@given(st.lists(st.integers(0, 9)), st.lists(st.integers(0, 9)))
+def test_among_against_python(values: list[int], known: list[int]) -> None:
+    found = among(np.array(values, np.int64), np.array(known, np.int64))
+    assert found.tolist() == [value in known for value in values]
 
 
 @pytest.mark.parametrize("shape", [(0,), (3,), (0, 2), (3, 2), (3, 0)])
