@@ -75,13 +75,6 @@ def t_interval(values: Sequence[float] | np.ndarray[tuple[int], np.dtype[np.floa
     return Interval(mean, mean - half, mean + half, p)
 
 
-def average_folds(folds: Sequence[Mapping[int, float]]) -> dict[int, float]:
-    """Metric by seed in each fold -> its mean over folds by seed; folds are not more seeds."""
-    if not folds or any(fold.keys() != folds[0].keys() for fold in folds):
-        raise MetricError("every fold needs the same seeds")
-    return {seed: float(np.mean([fold[seed] for fold in folds])) for seed in folds[0]}
-
-
 def holm(p: Mapping[str, float]) -> dict[str, float]:
     """p by comparison -> p adjusted for the family, by Holm's step-down method."""
     adjusted, highest = {}, 0.0

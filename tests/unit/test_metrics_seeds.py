@@ -6,7 +6,6 @@ from scipy import stats
 from raysys.errors import MetricError
 from raysys.metrics.bootstrap import Interval
 from raysys.metrics.seeds import (
-    average_folds,
     holm,
     non_inferiority,
     paired_t,
@@ -53,12 +52,6 @@ def test_holm_by_hand() -> None:
     found = holm({"a": 0.01, "b": 0.04, "c": 0.03, "d": 0.005})
     assert found == pytest.approx({"a": 0.03, "b": 0.06, "c": 0.06, "d": 0.02})
     assert holm({"a": 0.9, "b": 0.8}) == pytest.approx({"a": 1.0, "b": 1.0})
-
-
-def test_folds_are_averaged_within_a_seed() -> None:
-    assert average_folds([{1: 0.2, 2: 0.4}, {1: 0.4, 2: 0.6}]) == pytest.approx({1: 0.3, 2: 0.5})
-    with pytest.raises(MetricError, match="same seeds"):
-        average_folds([{1: 0.2}, {2: 0.4}])
 
 
 def around(delta: float, half: float) -> Interval:

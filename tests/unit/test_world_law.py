@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from raysys.data.world import WorldConfig
 from raysys.data.world.law import (
+    click_probability,
     drifting_tastes,
     latin_square,
     personal_laws,
@@ -55,6 +56,11 @@ def test_solved_offset_gives_the_rate(mean: float, rate: float, seed: int) -> No
 def test_solved_offset_weighs_rows() -> None:
     logits, weight = np.array([0.0, 5.0]), np.array([1.0, 0.0])
     assert solve_offset(logits, 0.5, weight) == pytest.approx(0.0, abs=1e-9)
+
+
+def test_clicks_fall_with_the_position() -> None:
+    got = click_probability(np.array([[1.0, 1.0]]), np.array([0.0, -0.5]), 2.0)
+    assert got.tolist() == [pytest.approx([1 / (1 + math.e), 1 / (1 + math.exp(1.5))])]
 
 
 def test_repeat_strength_saturates() -> None:

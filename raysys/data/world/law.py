@@ -31,10 +31,10 @@ def latin_square(rng: np.random.Generator, size: int) -> np.ndarray:
 
 
 def click_probability(
-    utility: np.ndarray, kappa: float, position_bias: np.ndarray | float, offset: float
+    logit: np.ndarray, position_bias: np.ndarray | float, offset: float
 ) -> np.ndarray:
-    """p(click) = σ(κ·U + b_position − b0)."""
-    return sigmoid(kappa * utility + position_bias - offset)
+    """p(click) = σ(κ·U + b_position − b0) [R, C] of the logits κ·U [R, C]."""
+    return sigmoid(logit + position_bias - offset)
 
 
 def solve_offset(logit: np.ndarray, rate: float, weight: np.ndarray | None = None) -> float:

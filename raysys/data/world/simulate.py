@@ -9,7 +9,7 @@ import numpy as np
 
 from raysys.data.world.config import WorldConfig
 from raysys.data.world.food import FoodCity, FoodShard
-from raysys.data.world.law import sigmoid
+from raysys.data.world.law import click_probability, sigmoid
 from raysys.data.world.news import Newspaper, NewsShard
 from raysys.data.world.people import (
     OWN,
@@ -189,10 +189,10 @@ class Life:
         config, law = self.world.config, self.world.law
         items = self.law.slate(rng, episodes, self.memory, config.candidates)
         utility, terms = self.law.utility(episodes, target, items, self.memory)
-        rank = np.arange(items.shape[1])
+        position = law.position * np.arange(items.shape[1])
         logit = law.kappa * utility.astype(np.float64)
         order_logit = self.law.order_logit(terms).astype(np.float64)
-        p_click = sigmoid(logit + law.position * rank - self.offsets.click)
+        p_click = click_probability(logit, position, self.offsets.click)
         p_order = sigmoid(order_logit - self.offsets.order)
         draw = rng.random((5, *items.shape))
         clicked = (draw[0] < p_click) & (items >= 0)
@@ -210,7 +210,7 @@ class Life:
             ordered=ordered[kept],
             p_click=p_click[kept],
             p_order=p_order[kept],
-            oracle=sigmoid(logit - self.offsets.click)[kept],
+            oracle=click_probability(logit, 0.0, self.offsets.click)[kept],
             logit=logit[kept],
             order_logit=order_logit[kept],
             joint=terms.get("joint", np.zeros(items.shape, dtype=bool))[kept],
