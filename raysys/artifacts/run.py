@@ -185,11 +185,13 @@ def verify_run(path: Path) -> None:
     for name, digest in _read_json(sums).items():
         file = path / name
         if not file.is_file():
-            raise ArtifactError(f"{file}: missing; restore it or train again")
+            raise ArtifactError(
+                f"{file}: missing; restore it, or run the same train command again to mend the run"
+            )
         if sha256_file(file) != digest:
             raise ArtifactError(
                 f"{file}: damaged, its sha256 is not the one of {_CHECKSUMS}; "
-                "restore it or train again"
+                "restore it, or run the same train command again to mend the run"
             )
 
 

@@ -72,7 +72,7 @@ def run() -> None:
         console.print(f"[bold red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
         sys.exit(error.exit_code)
     except OSError as error:
-        if error.errno != errno.ENOSPC:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         console.print("[bold red]error:[/] no space left on the disk; free some and run again")
         sys.exit(2)

@@ -76,7 +76,8 @@ class GrowingColumn:
 
     def append(self, values: npt.NDArray[Any]) -> None:
         """Append rows [n] or [n, width]."""
-        np.ascontiguousarray(values, self._dtype).tofile(self._handle)
+        # Not `tofile`, whose error on a full disk carries no errno.
+        self._handle.write(np.ascontiguousarray(values, self._dtype).data)
         self.rows += len(values)
 
     def close(self) -> None:

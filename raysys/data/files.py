@@ -11,6 +11,9 @@ from pathlib import Path
 
 from raysys.errors import DataError, StorageFullError
 
+# No space, no quota, or a file that may not grow any further.
+FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+
 
 def sha256_file(path: Path) -> str:
     """Hex sha256 of a file's bytes."""
@@ -30,6 +33,21 @@ def fsync_tree(folder: Path) -> None:
 
 
 @contextmanager
+def full_disk(message: str) -> Iterator[None]:
+    """Turns the OSError of a full disk into a StorageFullError with `message`.
+
+    Raises:
+        StorageFullError: the disk is full.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        raise StorageFullError(message) from error
+
+
+@contextmanager
 def scratch_folder(target: Path) -> Iterator[Path]:
     """A temporary sibling of `target`, removed at the end of the block.
 
@@ -38,15 +56,13 @@ def scratch_folder(target: Path) -> Iterator[Path]:
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    message = (
+        f"no space left on the disk of {target.parent}: nothing was kept; "
+        "free some space or choose another --out"
+    )
     try:
-        yield scratch
-    except OSError as error:
-        if error.errno != errno.ENOSPC:
-            raise
-        raise StorageFullError(
-            f"no space left on the disk of {target.parent}: nothing was kept; "
-            "free some space or choose another --out"
-        ) from error
+        with full_disk(message):
+            yield scratch
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 

@@ -1,10 +1,9 @@
 """The one writer of a vector table: commits parts atomically, binds owners to keys."""
 
-import errno
 import json
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +14,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from filelock import FileLock, Timeout
 
-from raysys.data.files import sha256_file, write_text
-from raysys.errors import DataError, StorageFullError
+from raysys.data.files import full_disk, sha256_file, write_text
+from raysys.errors import DataError
 from raysys.llm.keys import Keys, distinct, keys_of_arrow, keys_to_arrow
 from raysys.llm.vectors import (
     BINDING_SCHEMA,
@@ -221,14 +220,8 @@ def _replaced(path: Path) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
-@contextmanager
-def _full_disk_in_words(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        if error.errno == errno.ENOSPC:
-            raise StorageFullError(
-                f"no space left on the disk of {path}: the parts committed so far are kept; free "
-                "some space and run the same command again"
-            ) from error
-        raise
+def _full_disk_in_words(path: Path) -> AbstractContextManager[None]:
+    return full_disk(
+        f"no space left on the disk of {path}: the parts committed so far are kept; free "
+        "some space and run the same command again"
+    )

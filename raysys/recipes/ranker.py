@@ -21,7 +21,7 @@ from pydantic import (
 from torch import Tensor
 
 from raysys.artifacts.ranker import Ranker
-from raysys.artifacts.run import save_run
+from raysys.artifacts.run import save_run, verify_run
 from raysys.ctr.ranker import CTRConfig
 from raysys.data.batch import Batch, Collator
 from raysys.data.catalogue import Catalogue
@@ -143,6 +143,7 @@ def run(
         config.train,
         out,
         data_card_id=dataset.manifest.data_card_id,
+        verify=verify_run,
         allow_code_change=allow_code_change,
         show_progress=show_progress,
     )

@@ -6,7 +6,6 @@ newest one whose every byte agrees with its manifest is the one to continue from
 skipped, with a warning that names the file at fault.
 """
 
-import errno
 import hashlib
 import json
 import logging
@@ -19,12 +18,11 @@ from typing import Any
 
 from torch import Tensor
 
-from raysys.data.files import new_folder, sha256_file
+from raysys.data.files import FULL, new_folder, sha256_file
 from raysys.errors import ArtifactError, StorageFullError
 from raysys.training.tensorfile import read_tensors, write_tensors
 
 FORMAT = 1
-_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 log = logging.getLogger(__name__)
 
 
@@ -116,7 +114,7 @@ class CheckpointStore:
                     self._fence()
             _fsync(self.root)
         except (OSError, StorageFullError) as error:
-            if isinstance(error, StorageFullError) or error.errno in _FULL:
+            if isinstance(error, StorageFullError) or error.errno in FULL:
                 raise StorageFullError(
                     f"no space left for the checkpoint {target}: free some space and run the "
                     f"same command again; {self._newest_words()}"

@@ -4,7 +4,7 @@ import json
 import logging
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,9 +12,9 @@ from typing import Any
 from filelock import FileLock, Timeout
 from pydantic import BaseModel
 
-from raysys.data.files import write_text
+from raysys.data.files import full_disk, write_text
 from raysys.dist.cluster import ensure_ray
-from raysys.errors import RaysysError, ResumeError
+from raysys.errors import ArtifactError, RaysysError, ResumeError
 from raysys.training.checkpoints import CheckpointStore
 from raysys.training.config import TrainConfig
 from raysys.training.identity import RunRecord, check_current, claim
@@ -27,6 +27,8 @@ log = logging.getLogger(__name__)
 # Called on every worker with equal arguments; builds task and loader, calls `fit`, lets rank 0
 # write the artefacts into `session.run_dir`, and gives a small JSON result.
 TrainFunction = Callable[[Any, Session], dict[str, Any]]
+# Raises ArtifactError unless what `train` wrote into this run folder is still whole.
+Verify = Callable[[Path], None]
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,13 @@ class RunFiles:
     def metrics(self) -> Path:
         return self.run_dir / "metrics.jsonl"
 
+    def full_disk(self) -> AbstractContextManager[None]:
+        """Puts a full disk into words, in the launching process and in workers."""
+        return full_disk(
+            f"no space left on the disk of {self.run_dir}: free some space and run the same "
+            "command again"
+        )
+
 
 def launch(
     train: TrainFunction,
@@ -75,6 +84,7 @@ def launch(
     run_dir: Path,
     *,
     data_card_id: str,
+    verify: Verify | None = None,
     allow_code_change: bool = False,
     show_progress: bool = True,
 ) -> Outcome:
@@ -86,42 +96,68 @@ def launch(
         settings: the part of `config` that says how to train; `workers` decides where.
         run_dir: the run folder; with workers on several machines, on storage they share.
         data_card_id: of the data set trained on.
+        verify: asked when the run is found finished; if it fails, the run goes on from its newest
+            valid checkpoint, which writes the artefacts anew.
         allow_code_change: go on although the package's sources changed since the run began.
 
     Raises:
         ResumeError: the folder holds another run, other code, or a launch still at work.
         InterruptedRunError: Ctrl-C or SIGTERM; a checkpoint was written.
+        StorageFullError: the disk is full.
         RaysysError: whatever `train` raised. If nothing was there before and no checkpoint was
-            written, the folder is removed again.
+            written, the folder is removed again; after an OSError too.
     """
     files = RunFiles(Path(run_dir).absolute())
-    fresh = not files.run_dir.exists()
+    absent = not files.run_dir.exists()
     files.checkpoints.mkdir(parents=True, exist_ok=True)
-    try:
-        with _sole(files):
-            record = claim(files.checkpoints, config, data_card_id, allow_code_change)
-            if files.done.exists():
-                log.info("%s is finished", files.run_dir)
-                return Outcome(json.loads(files.done.read_bytes()), ran=False)
-            files.stop.unlink(missing_ok=True)
-            files.failure.unlink(missing_ok=True)
-            if settings.workers == 0:
-                with InProcessReporter(show_progress) as reporter:
-                    run_here(train, config, settings, files, record, reporter)
-            else:
-                own = ensure_ray()
-                # Only now: a run in this process needs no Ray, and Ray reads its authentication
-                # mode when it is imported.
-                from raysys.training.ray_train import run_on_ray
+    with _sole(files):
+        # Only the owner of the lock may say that nobody else has begun here, or clean up.
+        fresh = absent and not files.record.exists()
+        try:
+            with files.full_disk():
+                record = claim(files.checkpoints, config, data_card_id, allow_code_change)
+                if (result := _finished(files, verify)) is not None:
+                    log.info("%s is finished", files.run_dir)
+                    return Outcome(result, ran=False)
+                for path in (files.done, files.stop, files.failure):
+                    path.unlink(missing_ok=True)
+                if settings.workers == 0:
+                    with InProcessReporter(show_progress) as reporter:
+                        run_here(train, config, settings, files, record, reporter)
+                else:
+                    own = ensure_ray()
+                    # Only now: a run in this process needs no Ray, and Ray reads its
+                    # authentication mode when it is imported.
+                    from raysys.training.ray_train import run_on_ray
 
-                run_on_ray(
-                    train, config, settings, files, record, allow_code_change, show_progress, own
-                )
-            return Outcome(json.loads(files.done.read_bytes()), ran=True)
-    except RaysysError as error:
-        if fresh and not isinstance(error, InterruptedRunError) and not _has_checkpoint(files):
-            shutil.rmtree(files.run_dir)
-        raise
+                    run_on_ray(
+                        train,
+                        config,
+                        settings,
+                        files,
+                        record,
+                        allow_code_change,
+                        show_progress,
+                        own,
+                    )
+                return Outcome(json.loads(files.done.read_bytes()), ran=True)
+        except (RaysysError, OSError) as error:
+            if fresh and not isinstance(error, InterruptedRunError) and not _has_checkpoint(files):
+                shutil.rmtree(files.run_dir, ignore_errors=True)
+            raise
+
+
+def _finished(files: RunFiles, verify: Verify | None) -> dict[str, Any] | None:
+    """The result of a run that was finished and is still whole; None if there is work to do."""
+    if not files.done.exists():
+        return None
+    try:
+        if verify:
+            verify(files.run_dir)
+        return json.loads(files.done.read_bytes())
+    except (ArtifactError, ValueError) as error:
+        log.warning("a finished run is damaged; mending it from its checkpoints: %s", error)
+        return None
 
 
 def run_here(

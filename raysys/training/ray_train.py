@@ -228,8 +228,9 @@ def _worker(job: dict[str, Any]) -> None:
                 "the run was launched with; install the same version everywhere, or allow the "
                 "change with --allow-code-change"
             )
-        reporter = RayTrainReporter(files)
-        run_here(job["train"], job["config"], settings, files, record, reporter)
+        with files.full_disk():
+            reporter = RayTrainReporter(files)
+            run_here(job["train"], job["config"], settings, files, record, reporter)
     except RaysysError as error:
         body = {"kind": type(error).__name__, "message": str(error)}
         write_text(files.failure, json.dumps(body))

@@ -15,7 +15,7 @@ from pydantic import BaseModel
 from ray import tune
 from training_toy import ToyConfig, toy_ray, train_toy
 
-from raysys.errors import ConfigError, DataError
+from raysys.errors import ConfigError, DataError, StorageFullError
 from raysys.training import Session, TrainConfig, World, launch
 from raysys.training.ray_tune import trainable
 
@@ -60,6 +60,16 @@ def faulty_shard(config: BaseModel, session: Session) -> dict[str, Any]:
 def test_a_fault_in_one_worker_ends_the_run_with_its_message(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"part-3\.parquet: row 7"):
         start(tmp_path / "run", workers=2, train=faulty_shard)
+    assert not (tmp_path / "run").exists()
+
+
+def full_disk(config: BaseModel, session: Session) -> dict[str, Any]:
+    raise OSError(28, "No space left on device")
+
+
+def test_a_full_disk_under_a_worker_ends_the_run_with_one_message(tmp_path: Path) -> None:
+    with pytest.raises(StorageFullError, match=r"no space left on the disk of .*run: free some"):
+        start(tmp_path / "run", workers=1, train=full_disk)
     assert not (tmp_path / "run").exists()
 
 

@@ -1,12 +1,15 @@
 """`raysys data`: exit codes, machine output, and options that reach the library."""
 
+import errno
 import json
+import os
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
 from raysys.cli.data import app
+from raysys.cli.main import run
 from raysys.data.dataset import Dataset
 from raysys.errors import ConfigError, DataError
 
@@ -74,3 +77,17 @@ def test_make_world_takes_effects_and_overrides(tmp_path: Path) -> None:
     assert config["effects"]["context"] is False
     assert config["effects"]["words"] is True
     assert config["food"]["kappa"] == 0.4
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_a_full_disk_is_one_line(
+    number: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full() -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("raysys.cli.main.make_app", lambda asked: full)
+    with pytest.raises(SystemExit) as ended:
+        run()
+    assert ended.value.code == 2
+    assert capsys.readouterr().err == "error: no space left on the disk; free some and run again\n"

@@ -1,5 +1,6 @@
 """Prepared columns against the rows they were made from; rows that would spoil them are refused."""
 
+import errno
 from collections.abc import Callable
 from pathlib import Path
 
@@ -227,3 +228,11 @@ def test_columns_are_views_of_their_files(
     folder.write("names", pa.array(["a", "é", ""]))
     assert folder.read_strings("names").to_pylist() == ["a", "é", ""]
     assert sorted(p.name for p in tmp_path.iterdir() if p.suffix != ".arrow") == []
+
+
+def test_a_full_disk_is_known_by_its_number(tmp_path: Path) -> None:
+    (tmp_path / "grown.raw").symlink_to("/dev/full")
+    growing = GrowingColumn(ColumnFolder(tmp_path), "grown", "int64")
+    with pytest.raises(OSError, match="No space left") as caught:
+        growing.append(np.zeros(100_000))
+    assert caught.value.errno == errno.ENOSPC

@@ -84,8 +84,16 @@ def test_the_road_trains_resumes_evaluates_and_refuses_damage(world: Path, tmp_p
     body = bytearray(weights.read_bytes())
     body[len(body) // 2] ^= 1
     weights.write_bytes(body)
-    with pytest.raises(ArtifactError, match=r"model\.safetensors: damaged"):
+    with pytest.raises(ArtifactError, match=r"model\.safetensors: damaged.*same train command"):
         Predictor.load(out)
+    assert run(config, out, show_progress=False).ran
+    assert Predictor.load(out).model_id == first.result["model_id"]
+    (out / "checksums.json").unlink()
+    with pytest.raises(ArtifactError, match="run the same train command again to finish it"):
+        Predictor.load(out)
+    mended = run(config, out, show_progress=False)
+    assert (mended.ran, mended.result) == (True, first.result)
+    assert Predictor.load(out).model_id == first.result["model_id"]
 
 
 def test_same_seed_same_weights_and_other_seed_others(world: Path, tmp_path: Path) -> None:

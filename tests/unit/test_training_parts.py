@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import importlib
 import json
 import math
 import os
@@ -9,11 +10,13 @@ import re
 import resource
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from filelock import FileLock
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
@@ -287,6 +290,65 @@ def test_a_fault_before_the_first_checkpoint_leaves_no_folder(tmp_path: Path) ->
     with pytest.raises(RaysysError, match="row 3"):
         launch(failing, config, config.train, tmp_path / "run", data_card_id="card")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("fault", "raised"),
+    [
+        (OSError(28, "No space left on device"), StorageFullError),
+        (OSError(5, "I/O error"), OSError),
+    ],
+)
+def test_a_fault_of_the_disk_leaves_no_folder_either(
+    tmp_path: Path, fault: OSError, raised: type[Exception]
+) -> None:
+    def stuck(config: ToyConfig, session: Any) -> dict[str, Any]:
+        raise fault
+
+    config = ToyConfig()
+    with pytest.raises(raised, match=r"no space left on the disk of .*run: free|I/O error"):
+        launch(stuck, config, config.train, tmp_path / "run", data_card_id="card")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_launch_that_comes_second_touches_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = importlib.import_module("raysys.training.launch")
+    sole = module._sole
+
+    @contextlib.contextmanager
+    def after_another(files: Any) -> Iterator[None]:
+        with FileLock(files.checkpoints / "run.lock"):
+            files.record.write_text("of the first")
+            with sole(files):
+                yield
+
+    monkeypatch.setattr(module, "_sole", after_another)
+    with pytest.raises(ResumeError, match="another process is training"):
+        start(tmp_path / "run", ToyConfig())
+    assert (tmp_path / "run" / "checkpoints" / "run.json").read_text() == "of the first"
+
+
+def test_a_finished_run_that_was_damaged_is_mended(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def verify(folder: Path) -> None:
+        if not (folder / "worlds.txt").exists():
+            raise ArtifactError("worlds.txt: missing")
+
+    folder, config = tmp_path / "run", ToyConfig(train=TrainConfig(epochs=2))
+    first = start(folder, config, verify=verify)
+    assert not start(folder, config, verify=verify).ran
+    done = folder / "checkpoints" / "done.json"
+    for hurt in (lambda: (folder / "worlds.txt").unlink(), lambda: done.write_text("{")):
+        log = (folder / "metrics.jsonl").read_bytes()
+        hurt()
+        mended = start(folder, config, verify=verify)
+        assert (mended.ran, mended.result) == (True, first.result)
+        assert (folder / "metrics.jsonl").read_bytes() == log  # no step was done again
+        assert (folder / "worlds.txt").exists()
+    assert "damaged; mending it from its checkpoints: worlds.txt: missing" in caplog.text
 
 
 SCRIPT = """
