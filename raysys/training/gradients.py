@@ -81,13 +81,15 @@ class GradientExchange:
         return self.numbers.tolist()
 
     def scale(self, factor: float, clip_norm: float | None) -> float:
-        """Multiply by `factor`, then clip to the norm; gives the norm before clipping, or 0."""
+        """Multiply by `factor`, then clip to the norm if one is given.
+
+        Gives the norm before clipping; it is finite only if every gradient is.
+        """
         grads = [p.grad for p in self.dense if p.grad is not None]
         grads += [p.grad._values() for p in self.sparse if p.grad is not None]
-        norm = 0.0
+        norms = torch._foreach_norm(grads)
+        norm = float(torch.linalg.vector_norm(torch.stack(norms))) * factor
         if clip_norm is not None:
-            norms = torch._foreach_norm(grads)
-            norm = float(torch.linalg.vector_norm(torch.stack(norms))) * factor
             factor *= min(1.0, clip_norm / (norm + 1e-6))
         torch._foreach_mul_(grads, factor)
         return norm

@@ -316,6 +316,29 @@ def test_a_nan_loss_names_step_and_last_good_checkpoint(tmp_path: Path) -> None:
         run(tmp_path, config, task=Bursting(config))
 
 
+@pytest.mark.parametrize("clip_norm", [None, 1.0])
+@pytest.mark.parametrize("sparse", [False, True])
+def test_a_nan_gradient_of_a_finite_loss_changes_nothing(
+    tmp_path: Path, clip_norm: float | None, sparse: bool
+) -> None:
+    class Rooted(ToyTask):
+        steps = 0
+
+        def loss(self, batch: Any) -> tuple[Tensor, Tensor]:
+            self.steps += 1
+            loss, weight = super().loss(batch)
+            if self.steps == 12:
+                loss = loss + (self.model.table(batch[1]) * 0).sqrt().sum()
+            return loss, weight
+
+    # Due right after the step at fault, which is the last one.
+    train = settings(clip_norm=clip_norm, checkpoint_every_steps=1, max_steps=12)
+    config = ToyConfig(sparse=sparse, train=train)
+    with pytest.raises(RaysysError, match=r"gradient of step 11 has norm nan.*step-00000011"):
+        run(tmp_path, config, task=(task := Rooted(config)))
+    assert all(p.isfinite().all() for p in task.model.parameters())
+
+
 def test_a_nan_metric_is_an_error(tmp_path: Path) -> None:
     config = ToyConfig(train=settings())
     with pytest.raises(MetricError, match="auc is nan at step 8"):
