@@ -64,8 +64,8 @@ class TrainConfig(BaseModel):
 
     optimizer: Literal["adamw", "sgd"] = "adamw"
     lr: float = Field(default=1e-3, gt=0)
-    betas: tuple[float, float] = (0.9, 0.999)
-    eps: float = Field(default=1e-8, gt=0)
+    betas: tuple[float, float] = Field(default=(0.9, 0.999), description="of adamw")
+    eps: float = Field(default=1e-8, gt=0, description="of adamw")
     momentum: float = Field(default=0.0, ge=0, lt=1, description="of sgd")
     weight_decay: float = Field(
         default=0.0, ge=0, description="decoupled; matrices only, never biases or embeddings"
@@ -101,6 +101,12 @@ class TrainConfig(BaseModel):
             raise ValueError(f"workers={self.workers}: give 0, N >= 1 or (min, max) with min >= 1")
         if self.optimizer == "adamw" and self.momentum:
             raise ValueError("momentum belongs to optimizer=sgd; adamw has betas")
+        fields = type(self).model_fields
+        adaptive = [n for n in ("betas", "eps") if getattr(self, n) != fields[n].default]
+        if self.optimizer == "sgd" and adaptive:
+            raise ValueError(
+                f"{' and '.join(adaptive)} belong to optimizer=adamw; sgd has momentum"
+            )
         return self
 
     @model_serializer(mode="wrap")

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from raysys.errors import ResumeError
+from raysys.errors import ConfigError, ResumeError
 from raysys.training.config import TrainConfig
 from raysys.training.gradients import embedding_tables
 
@@ -52,21 +52,34 @@ class RowAdam(Optimizer):
 
 
 class Optimizers:
-    """The optimisers of one model as one thing, with a state made of named tensors."""
+    """The optimisers of one model as one thing, with a state made of named tensors.
+
+    Weight decay is decoupled with every optimiser: p ← (1 − lr·decay)·p before its update.
+    """
 
     def __init__(self, model: nn.Module, config: TrainConfig) -> None:
+        """Args:
+        model: its trainable parameters are updated.
+        config: optimiser and rates.
+
+        Raises:
+            ConfigError: momentum for embeddings built with `sparse=True`.
+        """
         self.names = {p: name for name, p in model.named_parameters() if p.requires_grad}
         tables = embedding_tables(model)
         dense = [p for p in self.names if not tables.get(p)]
         decayed = [p for p in dense if p.ndim >= 2 and p not in tables]
-        groups = [
-            {"params": decayed, "weight_decay": config.weight_decay},
-            {"params": [p for p in dense if p.ndim < 2 or p in tables], "weight_decay": 0.0},
-        ]
-        groups = [group for group in groups if group["params"]]
         sparse = [p for p in self.names if tables.get(p)]
+        # torch's SGD couples its weight decay to the gradient, so we do that part ourselves.
+        self.decay = config.weight_decay if config.optimizer == "sgd" else 0.0
+        self.decayed = decayed
         self.all: list[Optimizer] = []
         if config.optimizer == "adamw":
+            groups = [
+                {"params": decayed, "weight_decay": config.weight_decay},
+                {"params": [p for p in dense if p.ndim < 2 or p in tables], "weight_decay": 0.0},
+            ]
+            groups = [group for group in groups if group["params"]]
             if groups:
                 self.all.append(
                     torch.optim.AdamW(
@@ -76,15 +89,23 @@ class Optimizers:
             if sparse:
                 self.all.append(RowAdam(sparse, config.lr, config.betas, config.eps))
         else:
-            if groups:
+            if dense:
                 self.all.append(
-                    torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, fused=True)
+                    torch.optim.SGD(dense, lr=config.lr, momentum=config.momentum, fused=True)
+                )
+            if sparse and config.momentum:
+                raise ConfigError(
+                    "train.momentum does not go with sparse embeddings, whose unused rows stand "
+                    "still; leave it at 0, or use train.optimizer=adamw"
                 )
             if sparse:
                 self.all.append(torch.optim.SGD(sparse, lr=config.lr))
 
     def step(self, lr: float) -> None:
         """One update of every parameter at rate `lr`."""
+        if self.decay and self.decayed:
+            with torch.no_grad():
+                torch._foreach_mul_(self.decayed, 1.0 - lr * self.decay)
         for optimizer in self.all:
             for group in optimizer.param_groups:
                 group["lr"] = lr

@@ -24,10 +24,10 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from training_toy import ToyConfig, train_toy
 
-from raysys.errors import ArtifactError, RaysysError, ResumeError, StorageFullError
+from raysys.errors import ArtifactError, ConfigError, RaysysError, ResumeError, StorageFullError
 from raysys.training import CheckpointStore, EarlyStopping, TrainConfig, launch, run_name
 from raysys.training.checkpoints import Checkpoint
-from raysys.training.optim import RowAdam
+from raysys.training.optim import Optimizers, RowAdam
 from raysys.training.schedule import learning_rate
 from raysys.training.tensorfile import read_tensors, write_tensors
 
@@ -222,6 +222,29 @@ def test_row_adam_is_torch_sparse_adam(steps: list[list[int]]) -> None:
     torch.testing.assert_close(ours.weight, theirs.weight, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+def test_weight_decay_is_decoupled_and_of_matrices_only(optimizer: Any) -> None:
+    """Gradients of zero leave the decay alone, whatever the optimiser makes of gradients."""
+    model = nn.Sequential(nn.Embedding(3, 2), nn.Linear(2, 2))
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    momentum = 0.9 if optimizer == "sgd" else 0.0
+    config = TrainConfig(optimizer=optimizer, weight_decay=0.1, momentum=momentum)
+    optimizers = Optimizers(model, config)
+    for _ in range(2):
+        for p in model.parameters():
+            p.grad = torch.zeros_like(p)
+        optimizers.step(lr=0.5)
+    for name, p in model.named_parameters():
+        factor = (1 - 0.5 * 0.1) ** 2 if name == "1.weight" else 1.0
+        torch.testing.assert_close(p.detach(), before[name] * factor)
+
+
+def test_momentum_is_refused_for_sparse_tables() -> None:
+    config = TrainConfig(optimizer="sgd", momentum=0.9)
+    with pytest.raises(ConfigError, match=r"train\.momentum does not go with sparse"):
+        Optimizers(nn.Embedding(3, 2, sparse=True), config)
+
+
 # --------------------------------------------------------------- config, identity
 
 
@@ -232,6 +255,8 @@ def test_unknown_and_impossible_settings_are_refused() -> None:
         {"workers": (3, 2)},
         {"workers": -1},
         {"momentum": 0.9},
+        {"optimizer": "sgd", "betas": (0.9, 0.99)},
+        {"optimizer": "sgd", "eps": 1e-6},
         {"early_stopping": {"metric": "auc", "patients": 3}},
     ):
         with pytest.raises(ValidationError):
