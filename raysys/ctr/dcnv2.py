@@ -39,6 +39,7 @@ class DCNv2(CTRRanker):
         orders: bool = True,
         behaviours: bool = True,
         init_std: float = 0.1,
+        sparse_embeddings: bool = False,
     ) -> None:
         super().__init__(
             item_cardinalities,
@@ -50,6 +51,7 @@ class DCNv2(CTRRanker):
             orders=orders,
             behaviours=behaviours,
             init_std=init_std,
+            sparse_embeddings=sparse_embeddings,
         )
         width = self.items.width + self.event_width + self.request_width
         self.cross = CrossNetV2(width, cross_layers)

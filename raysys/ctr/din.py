@@ -50,6 +50,7 @@ class DIN(CTRRanker):
         orders: bool = True,
         behaviours: bool = True,
         init_std: float = 0.1,
+        sparse_embeddings: bool = False,
     ) -> None:
         super().__init__(
             item_cardinalities,
@@ -61,6 +62,7 @@ class DIN(CTRRanker):
             orders=orders,
             behaviours=behaviours,
             init_std=init_std,
+            sparse_embeddings=sparse_embeddings,
         )
         self.attention = TargetAttention(
             self.event_width,

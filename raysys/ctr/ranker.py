@@ -33,6 +33,8 @@ class CTRConfig(BaseModel):
     behaviours: bool = True  # tell the kinds of past events apart
     # A target attention over products of embeddings hardly moves from 0.01.
     init_std: Annotated[float, Field(gt=0)] = 0.1
+    # Update only the item rows in use (lazy Adam): for vocabularies far larger than a batch.
+    sparse_embeddings: bool = False
 
 
 class CTRRanker(Ranker):
@@ -56,11 +58,18 @@ class CTRRanker(Ranker):
         orders: bool,
         behaviours: bool,
         init_std: float,
+        sparse_embeddings: bool,
     ) -> None:
         super().__init__()
         self.history_length = history_length
         self.orders = orders
-        self.items = ItemEncoder(item_cardinalities, embedding_dim, vector_widths, vector_dim)
+        self.items = ItemEncoder(
+            item_cardinalities,
+            embedding_dim,
+            vector_widths,
+            vector_dim,
+            sparse=sparse_embeddings,
+        )
         self.contexts = FieldEmbedding(context_cardinalities, embedding_dim, init_std=init_std)
         nn.init.normal_(self.items.fields.weight, std=init_std)
         # Code len(BEHAVIOURS) stands for "the candidate" on the query side.

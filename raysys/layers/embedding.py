@@ -12,16 +12,24 @@ class FieldEmbedding(nn.Module):
     Args:
         cardinalities: number of codes of each field, code 0 (missing) included.
         dim: width of one field.
+        sparse: gradients hold the looked-up rows only.
     """
 
-    def __init__(self, cardinalities: Sequence[int], dim: int, *, init_std: float = 0.1) -> None:
+    def __init__(
+        self,
+        cardinalities: Sequence[int],
+        dim: int,
+        *,
+        init_std: float = 0.1,
+        sparse: bool = False,
+    ) -> None:
         super().__init__()
         self.dim = dim
         self.fields = len(cardinalities)
         sizes = torch.tensor(cardinalities, dtype=torch.int64)
         self.offsets: Tensor
         self.register_buffer("offsets", sizes.cumsum(0) - sizes, persistent=False)
-        self.table = nn.Embedding(int(sizes.sum()), dim)
+        self.table = nn.Embedding(int(sizes.sum()), dim, sparse=sparse)
         nn.init.normal_(self.table.weight, std=init_std)
 
     @property
@@ -57,9 +65,11 @@ class ItemEncoder(nn.Module):
         dim: int,
         vector_widths: dict[str, int] | None = None,
         vector_dim: int = 32,
+        *,
+        sparse: bool = False,
     ) -> None:
         super().__init__()
-        self.fields = FieldEmbedding(cardinalities, dim)
+        self.fields = FieldEmbedding(cardinalities, dim, sparse=sparse)
         self.projections = nn.ModuleDict(
             {name: nn.Linear(width, vector_dim) for name, width in (vector_widths or {}).items()}
         )

@@ -20,7 +20,7 @@ def embedding_tables(model: nn.Module) -> dict[nn.Parameter, bool]:
 
 
 def sparse_parameters(model: nn.Module) -> set[nn.Parameter]:
-    """Weights of embeddings built with `sparse=True`: only looked-up rows have a gradient."""
+    """Weights of embeddings built with `sparse=True`: only rows in use have a gradient."""
     return {table for table, sparse in embedding_tables(model).items() if sparse}
 
 
@@ -31,7 +31,7 @@ class GradientExchange:
     with it every bit of the sum, is the same before and after a resumption. (DDP rebuilds its
     buckets after the first step and so does not give that for three workers or more; nor can
     it divide by a weight known only after the forward pass, or carry our flags along.)
-    Gradients of sparse embeddings travel as their touched rows.
+    Gradients of sparse embeddings travel as the rows that are not zero.
     """
 
     def __init__(self, model: nn.Module, world: World, numbers: int) -> None:
@@ -100,10 +100,17 @@ class GradientExchange:
             if grad is None:
                 grad = torch.zeros_like(parameter, layout=torch.sparse_coo)
             grad = grad.coalesce()
+            # Rows may be looked up and then masked or not chosen. How many are depends on how the
+            # batch was cut, so they do not count: a row is used if its gradient is not zero.
+            used = grad.values().any(1)
+            indices, values = grad.indices()[0][used], grad.values()[used]
             if self.world.size > 1:
-                indices = torch.cat(self.world.gather_ragged(grad.indices()[0]))
-                values = torch.cat(self.world.gather_ragged(grad.values()))
-                grad = torch.sparse_coo_tensor(
-                    indices[None], values, parameter.shape, check_invariants=False
-                ).coalesce()
-            parameter.grad = grad
+                indices = torch.cat(self.world.gather_ragged(indices))
+                values = torch.cat(self.world.gather_ragged(values))
+            parameter.grad = torch.sparse_coo_tensor(
+                indices[None],
+                values,
+                parameter.shape,
+                check_invariants=False,
+                is_coalesced=self.world.size == 1,
+            ).coalesce()

@@ -66,7 +66,8 @@ def fit(task: Task[Any], loader: Loader[Any], config: TrainConfig, session: Sess
         StorageFullError: no room for a checkpoint.
         MetricError: a validation metric is not finite.
         InterruptedRunError: the reporter asked to stop; a checkpoint was written.
-        RaysysError: the loss or its gradient is not finite; names the step and the last good checkpoint.
+        RaysysError: the loss or its gradient is not finite; names the step and the last good
+            checkpoint.
     """
     world = World.current(config.device)
     if config.precision == "bf16" and world.device.type != "cuda":

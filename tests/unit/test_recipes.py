@@ -2,10 +2,17 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from safetensors.torch import load_file
+from torch import Tensor
 
+from raysys.artifacts.export import export_run
 from raysys.artifacts.predictor import Predictor
 from raysys.data.dataset import Dataset, DatasetWriter
 from raysys.data.mapping import LocalMapper
@@ -14,8 +21,11 @@ from raysys.data.world import WorldConfig, make_world
 from raysys.errors import ArtifactError, ConfigError, DataError, ResumeError
 from raysys.options import resolve
 from raysys.recipes.evaluate import evaluate
-from raysys.recipes.ranker import run
+from raysys.recipes.ranker import RankerRecipe, run, train
 from raysys.recipes.registry import MODELS, RECIPES, recipe_of
+from raysys.training import CheckpointStore, InterruptedRunError, Session, World
+from raysys.training.reporter import InProcessReporter
+from raysys.training.rng import seed_everything
 
 CONFIGS = sorted((Path(__file__).parents[2] / "raysys" / "configs").rglob("*.yaml"))
 TINY = [
@@ -104,6 +114,86 @@ def test_same_seed_same_weights_and_other_seed_others(world: Path, tmp_path: Pat
         outcome = run(config, tmp_path / name, show_progress=False)
         digests.append(outcome.result["weights_sha256"])
     assert digests[0] == digests[1] != digests[2]
+
+
+class StopAfter(InProcessReporter):
+    """Asks to stop after so many steps, if at all."""
+
+    def __init__(self, steps: int | None) -> None:
+        super().__init__(show=False)
+        self.left = steps
+
+    def stop_requested(self) -> bool:
+        if self.left is not None:
+            self.left -= 1
+        return self.left == 0
+
+
+def learned(config: RankerRecipe, folder: Path, stop_after: int | None = None) -> dict[str, Tensor]:
+    """The weights that this process, or the group it belongs to, learns in `folder`."""
+    seed_everything(config.train.seed)
+    store = CheckpointStore(folder / "checkpoints")
+    train(config, Session(folder, StopAfter(stop_after), store))
+    return load_file(folder / "model.safetensors") if World.current().leads else {}
+
+
+def sparse_or_not(world: Path, sparse: bool, recipe: str = "ctr/din", **more: Any) -> RankerRecipe:
+    over = [line for line in TINY if recipe == "ctr/din" or "attention" not in line]
+    over += [f"model.sparse_embeddings={sparse}", *(f"{k}={v}" for k, v in more.items())]
+    return resolve(recipe_of(recipe), None, over, {"data": str(world)})
+
+
+@pytest.mark.parametrize("recipe", ["ctr/din", "ctr/dcnv2"])
+def test_sparse_embeddings_take_the_first_step_of_dense_ones_and_then_rest(
+    world: Path, tmp_path: Path, recipe: str
+) -> None:
+    """Moments begin at zero, so one step of Adam moves the rows in use only; later ones differ:
+    dense moments go on moving a row after its last use."""
+    weights = {
+        (sparse, steps): learned(
+            sparse_or_not(world, sparse, recipe, **{"train.max_steps": steps}),
+            tmp_path / f"{sparse}{steps}",
+        )
+        for sparse in (False, True)
+        for steps in (1, 4)
+    }
+    table = "items.fields.table.weight"
+    for name, dense in weights[False, 1].items():
+        torch.testing.assert_close(weights[True, 1][name], dense, rtol=0, atol=1e-6)
+    assert not torch.allclose(weights[True, 4][table], weights[False, 4][table], atol=1e-5)
+
+
+def test_sparse_embeddings_resume_to_the_same_bits(world: Path, tmp_path: Path) -> None:
+    config = sparse_or_not(world, True, **{"features.contexts": []})
+    whole = learned(config, tmp_path / "whole")
+    for stop_after in (3, 2):
+        with pytest.raises(InterruptedRunError):
+            learned(config, tmp_path / "broken", stop_after)
+    resumed = learned(config, tmp_path / "broken")
+    assert all(torch.equal(resumed[name], values) for name, values in whole.items())
+    assert export_run(tmp_path / "whole", tmp_path / "ranker.pt2").max_difference <= 1e-6
+
+
+def _in_group(rank: int, size: int, folder: Path, config: RankerRecipe) -> None:
+    torch.set_num_threads(1)
+    store = dist.FileStore(str(folder / "store"), size)
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=size)
+    learned(config, folder)
+    dist.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_sparse_embeddings_of_two_workers_equal_those_of_one(world: Path, tmp_path: Path) -> None:
+    # 100 histories of 20 name more items than the catalogue has, so that one worker looks up all
+    # of it at once; two workers do not.
+    more = {"batch_size": 100, "train.epochs": 5, "train.clip_norm": 0.5}
+    config = sparse_or_not(world, True, **more)
+    one = learned(config, tmp_path / "one")
+    folder = tmp_path / "two"
+    folder.mkdir()
+    mp.start_processes(_in_group, (2, folder, config), nprocs=2, start_method="forkserver")
+    for name, values in load_file(folder / "model.safetensors").items():
+        torch.testing.assert_close(values, one[name], rtol=0, atol=1e-5)
 
 
 def without(world: Path, out: Path, *labels: str) -> Path:

@@ -25,8 +25,17 @@ from torch import Tensor, nn
 from training_toy import ToyConfig, train_toy
 
 from raysys.errors import ArtifactError, ConfigError, RaysysError, ResumeError, StorageFullError
-from raysys.training import CheckpointStore, EarlyStopping, TrainConfig, launch, run_name
+from raysys.layers.embedding import FieldEmbedding
+from raysys.training import (
+    CheckpointStore,
+    EarlyStopping,
+    TrainConfig,
+    World,
+    launch,
+    run_name,
+)
 from raysys.training.checkpoints import Checkpoint
+from raysys.training.gradients import GradientExchange
 from raysys.training.optim import Optimizers, RowAdam
 from raysys.training.schedule import learning_rate
 from raysys.training.tensorfile import read_tensors, write_tensors
@@ -220,6 +229,15 @@ def test_row_adam_is_torch_sparse_adam(steps: list[list[int]]) -> None:
             table.weight.grad = table.weight.grad.coalesce()
             optimizer.step()
     torch.testing.assert_close(ours.weight, theirs.weight, rtol=1e-5, atol=1e-5)
+
+
+def test_rows_that_are_looked_up_and_masked_are_not_in_use() -> None:
+    table = FieldEmbedding((4, 3), 2, sparse=True)
+    exchange = GradientExchange(table, World.current("cpu"), numbers=1)
+    table(torch.tensor([[0, 2], [3, 0]])).sum().backward()
+    exchange.sum()
+    assert table.weight.grad is not None
+    assert table.weight.grad._indices().tolist() == [[3, 4 + 2]]
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
