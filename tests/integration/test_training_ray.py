@@ -1,5 +1,6 @@
 """The Ray adapters end to end: Train with one and two workers, Tune, Ctrl-C at the driver."""
 
+import importlib
 import json
 import os
 import signal
@@ -112,7 +113,10 @@ def test_a_signal_to_the_driver_saves_and_resumes(tmp_path: Path) -> None:
 
 
 def test_a_machine_too_small_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("raysys.training.ray_train.ensure_ray", lambda: True)
+    # The package has a function of the module's name.
+    monkeypatch.setattr(
+        importlib.import_module("raysys.training.launch"), "ensure_ray", lambda: True
+    )
     with pytest.raises(ConfigError, match=r"workers=9 .* need 9 CPUs, this machine gives Ray 2"):
         start(tmp_path, workers=9)
 
