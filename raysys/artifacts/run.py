@@ -175,13 +175,8 @@ def verify_run(path: Path) -> None:
         ArtifactError: unfinished, or a file is missing or damaged; names the file.
     """
     sums = path / _CHECKSUMS
-    if not path.is_dir():
-        raise ArtifactError(f"{path}: no such run folder")
     if not sums.is_file():
-        raise ArtifactError(
-            f"{path}: {_CHECKSUMS} is missing: training has not finished here; "
-            "run the same train command again to finish it"
-        )
+        raise _no_run(path, _CHECKSUMS)
     for name, digest in _read_json(sums).items():
         file = path / name
         if not file.is_file():
@@ -195,6 +190,20 @@ def verify_run(path: Path) -> None:
             )
 
 
+def _no_run(path: Path, missing: str) -> ArtifactError:
+    """What a folder is in which `missing` is missing."""
+    if not path.is_dir():
+        return ArtifactError(f"{path}: no such run folder")
+    if (path / "manifest.json").is_file():
+        return ArtifactError(f"{path} is a data set folder, not a run folder")
+    if missing == _CHECKSUMS or (path / "checkpoints").is_dir():
+        return ArtifactError(
+            f"{path}: {missing} is missing: training has not finished here; "
+            "run the same train command again to finish it"
+        )
+    return ArtifactError(f"{path} is no run folder: {missing} is missing")
+
+
 def read_config(path: Path) -> RunConfig:
     """`config.json` of a run folder, its format checked.
 
@@ -203,7 +212,7 @@ def read_config(path: Path) -> RunConfig:
     """
     file = path / "config.json"
     if not file.is_file():
-        raise ArtifactError(f"{path} is no run folder: config.json is missing")
+        raise _no_run(path, file.name)
     raw = _read_json(file)
     if raw.get("format") != FORMAT:
         raise ArtifactError(

@@ -79,7 +79,7 @@ def demo(
             _ask(console, client, family, runs[family], data[family], requests)
     step("report")
     page = write_report(out / "report.html", list(runs.values()), list(data.values()))
-    console.print(f"Open [bold]{page}[/]. Everything lies in {out}; run again: nothing is redone.")
+    console.print(f"Open [bold]{page}[/]. Run again, and worlds and models in {out} are kept.")
 
 
 def _ask(

@@ -71,6 +71,10 @@ def run() -> None:
     except RaysysError as error:
         console.print(f"[bold red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
         sys.exit(error.exit_code)
+    except (NotADirectoryError, IsADirectoryError, FileExistsError, PermissionError) as error:
+        where = escape(str(error.filename))
+        console.print(f"[bold red]error:[/] {where}: {error.strerror}", highlight=False)
+        sys.exit(2)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise

@@ -58,10 +58,10 @@ def serve(
             models = {name: card.model_dump() for name, card in cards.items()}
             typer.echo(json.dumps(dict(url=url, models=models)))
         else:
-            table = Table("route", "model", "recipe", "items", "histories", "data card")
+            table = Table("ranker", "model", "recipe", "items", "histories", "data card")
             for name, card in cards.items():
                 table.add_row(
-                    f"POST {url}/v1/{name}/rank",
+                    name,
                     card.model_id,
                     card.recipe,
                     f"{card.items:,}",
@@ -69,6 +69,8 @@ def serve(
                     card.data_card_id,
                 )
             screen.print(table)
+            for name in cards:
+                screen.print(f"POST {url}/v1/{name}/rank", highlight=False, soft_wrap=True)
             screen.print(f"also {url}/healthz and {url}/v1/models; stop with Ctrl-C")
         # Set only now: Ray puts its own handlers in place when it starts.
         for number in (signal.SIGINT, signal.SIGTERM):

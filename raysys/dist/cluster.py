@@ -16,7 +16,8 @@ def ensure_ray(num_cpus: int | None = None) -> bool:
     (RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH or ~/.ray/auth_token). Otherwise starts one of its own
     with `num_cpus` CPUs (default: all). Its dashboard, which Ray itself asks whether the workers
     of a dead run may be released, listens on the loopback interface only; Ray's internal ports
-    listen on all, guarded by token authentication unless RAY_AUTH_MODE says otherwise.
+    listen on all, guarded by token authentication unless RAY_AUTH_MODE says otherwise. Its
+    workers run at the priority of ordinary processes unless RAY_worker_niceness says otherwise.
 
     Raises:
         RaysysError: the cluster cannot be reached.
@@ -27,6 +28,9 @@ def ensure_ray(num_cpus: int | None = None) -> bool:
     # Ray reads the mode when it is first imported and never again.
     if "ray" not in sys.modules and "RAY_AUTH_MODE" not in os.environ and _has_token():
         os.environ["RAY_AUTH_MODE"] = "token"
+    if not address:
+        # Ray starts workers at niceness 15: any other process then takes their cores away.
+        os.environ.setdefault("RAY_worker_niceness", "0")
     import ray
 
     if ray.is_initialized():

@@ -291,7 +291,13 @@ def single_feature_scan(rows: ScoredRows, key: Key, features: Mapping[str, Array
         test="single_feature_scan",
         passed=not leaking,
         figures=found,
-        note=f"alone nearly decides the click: {', '.join(leaking)}" if leaking else "",
+        note=(
+            f"{', '.join(leaking)} alone nearly decides the click: look for events that belong to "
+            "the choice itself in the history, or negatives that are told apart by how they were "
+            "drawn"
+            if leaking
+            else ""
+        ),
     )
 
 

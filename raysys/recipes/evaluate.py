@@ -107,6 +107,8 @@ def evaluate(
         MetricError: constant labels, or an unknown metric.
     """  # noqa: E501
     prepared = prepare(Dataset(data))
+    for name in metrics or ():
+        parse(name)  # refuses unknown ones before anything is scored
     if split not in ("train", "valid", "test"):
         raise ConfigError(f"no split is called {split!r}; use train, valid or test")
     trained_on, card = read_config(Path(run)).data_card_id, prepared.dataset.manifest.data_card_id
@@ -144,10 +146,12 @@ def evaluate(
     config = scorer.predictor.run.config
     if trained_on != card:
         warnings.append(f"the run was trained on data {trained_on}, this is {card}")
-    warnings += [f"{f.test} failed: {f.note or f.figures}" for f in findings if f.passed is False]
+    failed = [finding for finding in findings if finding.passed is False]
+    warnings += [f"{f.test} failed: {f.note or f.figures}" for f in failed]
     headline = names[0]
     result = Evaluation(
-        summary=_summary(config.recipe, prepared, split, headline, model, table, intervals or {}),
+        summary="".join(f"NOT TO BE TRUSTED, {f.test} failed: " for f in failed[:1])
+        + _summary(config.recipe, prepared, split, headline, model, table, intervals or {}),
         recipe=config.recipe,
         model_id=config.model_id,
         data_card_id=card,
@@ -319,8 +323,11 @@ def _summary(
     side = ("above" if ahead else "below") if higher else ("better than" if ahead else "worse than")
     text = f"{text}, {side} the 8-feature GBDT ({best} {trees[best]:.4f}"
     interval = intervals.get(best, {}).get(headline)
-    if interval is None:
-        return f"{text})."
-    sure = "" if interval.excludes_zero() else "; no difference shown"
-    bounds = f"[{interval.low:+.4f}, {interval.high:+.4f}]"
-    return f"{text}, difference {interval.delta:+.4f} {bounds} over users{sure})."
+    if interval is not None:
+        sure = "" if interval.excludes_zero() else "; no difference shown"
+        bounds = f"[{interval.low:+.4f}, {interval.high:+.4f}]"
+        text = f"{text}, difference {interval.delta:+.4f} {bounds} over users{sure}"
+    every = {name: values[headline].value for name, values in table.items() if headline in values}
+    first = (max if higher else min)(every, key=lambda name: every[name])
+    rival = "" if first in GBDT else f" The best baseline is {first}, {every[first]:.4f}."
+    return f"{text}).{rival}"

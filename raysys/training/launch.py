@@ -101,7 +101,8 @@ def launch(
         allow_code_change: go on although the package's sources changed since the run began.
 
     Raises:
-        ResumeError: the folder holds another run, other code, or a launch still at work.
+        ResumeError: the folder holds another run, other code, a launch still at work, or files
+            that are no run at all.
         InterruptedRunError: Ctrl-C or SIGTERM; a checkpoint was written.
         StorageFullError: the disk is full.
         RaysysError: whatever `train` raised. If nothing was there before and no checkpoint was
@@ -109,6 +110,8 @@ def launch(
     """
     files = RunFiles(Path(run_dir).absolute())
     absent = not files.run_dir.exists()
+    if not absent and not files.checkpoints.is_dir() and any(files.run_dir.iterdir()):
+        raise ResumeError(f"{files.run_dir} is not empty and no run folder; choose another --out")
     files.checkpoints.mkdir(parents=True, exist_ok=True)
     with _sole(files):
         # Only the owner of the lock may say that nobody else has begun here, or clean up.
