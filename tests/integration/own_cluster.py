@@ -36,7 +36,7 @@ class Cluster:
     folder: Path
     env: dict[str, str]
 
-    def run(self, *arguments: str, timeout: float = 180) -> subprocess.CompletedProcess[str]:
+    def run(self, *arguments: str, timeout: float = 300) -> subprocess.CompletedProcess[str]:
         """Run a raysys verb as a client of the cluster."""
         command = [*RAYSYS, *arguments]
         with subprocess.Popen(
@@ -83,6 +83,7 @@ def ray_cluster(cpus: int = 2) -> Iterator[Cluster]:
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": str(token),
         "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_worker_niceness": "0",
         "OMP_NUM_THREADS": "1",
     }
     command = [str(BIN / "ray"), "start", "--head", "--block", f"--port={gcs}"]
