@@ -99,6 +99,7 @@ def evaluate(
     key, the first being the headline. leak_tests: also score with other users' histories and in
     another candidate order. other_data: the run may have been trained on another data set, say an
     older one; otherwise that is refused, because another fold's training rows may be tested here.
+    Its results go to RUN/other/CARD.
 
     Raises:
         ConfigError: the run was trained on other data.
@@ -171,8 +172,10 @@ def evaluate(
         seed=seed,
         replicates=replicates,
     )
-    rows.write_parquet(Path(run) / "scores" / f"{split}.parquet")
-    write_text(Path(run) / "metrics.json", result.model_dump_json(indent=1) + "\n")
+    # The run's own results stay; `compare` takes the folder of the others like a run.
+    folder = Path(run) if trained_on == card else Path(run) / "other" / card
+    rows.write_parquet(folder / "scores" / f"{split}.parquet")
+    write_text(folder / "metrics.json", result.model_dump_json(indent=1) + "\n")
     return result
 
 

@@ -163,8 +163,10 @@ def test_other_data_than_trained_on_are_said(tmp_path: Path) -> None:
     # A comparison with a run that learned from these data is one across data.
     other = untrained_run(prepare(Dataset(tmp_path / "b" / "data")), tmp_path / "other")
     evaluate(other, tmp_path / "b" / "data", baselines=False, replicates=200)
+    assert not (run / "metrics.json").exists()
+    apart = run / "other" / result.data_card_id
     with pytest.raises(MetricError, match="different data"):
-        compare(load_system(run), load_system(other), ["auc"])
+        compare(load_system(apart), load_system(other), ["auc"])
 
 
 def test_a_metric_of_probabilities_may_lead(tmp_path: Path) -> None:
