@@ -45,19 +45,19 @@ def submit(
     screen = Console(stderr=True, highlight=False)
     jobs = Jobs(address)
     job = jobs.submit(verb, files, again=again)
-    did = "attached to" if job.attached else "submitted"
-    screen.print(f"{did} {job.id} ({len(files.files):,} files, {files.bytes / 2**20:.1f} MiB)")
     result: dict[str, object] = dict(submission_id=job.id, attached=job.attached)
-    if not wait:
-        if as_json:
-            typer.echo(json.dumps(result))
-        return
     log = sys.stderr if as_json else sys.stdout
 
     def write(text: str) -> None:
         print(text, end="", file=log, flush=True)
 
     try:
+        did = "attached to" if job.attached else "submitted"
+        screen.print(f"{did} {job.id} ({len(files.files):,} files, {files.bytes / 2**20:.1f} MiB)")
+        if not wait:
+            if as_json:
+                typer.echo(json.dumps(result))
+            return
         ending = jobs.wait(job.id, write, pending_s=pending_timeout)
     except KeyboardInterrupt:
         screen.print(
