@@ -147,6 +147,7 @@ def install(stack: str, want_vllm: bool) -> bool:
 
 def install_cpu_torch() -> None:
     """Take the CPU build if there is one: the default build for Linux brings GBs of CUDA."""
+    say(f"fetching the CPU build of torch {TORCH}")
     build = ["install", "--no-deps", f"torch=={TORCH}+cpu"]
     if pip(*build, quiet=True) is None:
         return

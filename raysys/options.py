@@ -85,8 +85,11 @@ def validate(kind: type[Model], values: dict[str, Any], source: str = "options")
 
 def _fault(kind: type[BaseModel], fault: Any) -> str:
     where = ".".join(str(part) for part in fault["loc"])
+    if fault["type"] == "missing":
+        return f"{where} is missing"
     if fault["type"] != "extra_forbidden":
-        return f"{where}: {fault['msg']}"
+        message = fault["msg"].removeprefix("Value error, ")
+        return f"{where}: {message}" if where else message
     *path, key = (str(part) for part in fault["loc"])
     parents, known = _reached(kind, path)
     near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)

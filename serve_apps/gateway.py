@@ -22,7 +22,7 @@ from serve_apps.ctr import CTRRanking
 from serve_apps.edge import TIMEOUT_HEADER, WISH_HEADER
 from serve_apps.news import NewsRanking
 from serve_apps.ranking import Reply
-from serve_apps.schemas import ErrorBody, ModelCard, RankRequest, parse, to_json
+from serve_apps.schemas import ErrorBody, ModelCard, RankRequest, parse, request_id, to_json
 
 log = logging.getLogger("ray.serve")
 
@@ -158,7 +158,7 @@ class Gateway:
         body = await self._body(http)
         request = parse(body, self.config.limits)
         if isinstance(request, str):
-            raise Refusal(422, "bad_request", request)
+            raise Refusal(422, "bad_request", request, request_id(body))
         status, answer = await self._ask(family, request, deadline)
         return _json(status, answer)
 

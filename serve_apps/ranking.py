@@ -47,7 +47,7 @@ class Ranking:
 
     async def rank(self, request: RankRequest) -> Reply:
         """Status 200 and a `RankAnswer`, or 422 and what does not fit this model."""
-        problem = request.misfit(self.predictor.codec)
+        problem = self.predictor.fit.misfit(request)
         if problem:
             body = dict(error="bad_request", detail=problem, request_id=request.request_id)
             return 422, to_json(body)
@@ -103,6 +103,7 @@ class Ranking:
         p_order: npt.NDArray[np.float64] | None,
         fallback: str | None,
     ) -> bytes:
+        rows = self.predictor.run.catalogue.rows(request.candidates)
         because = None
         if request.explain and fallback is None:
             because = self.predictor.explain([request])[0]
@@ -110,13 +111,14 @@ class Ranking:
         for index in np.argsort(-score, kind="stable")[: request.top_k].tolist():
             item: dict[str, Any] = dict(
                 item_id=request.candidates[index],
+                known=bool(rows[index] >= FIRST),
                 score=float(score[index]),
                 p_click=None if p_click is None else float(p_click[index]),
                 p_order=None if p_order is None else float(p_order[index]),
                 explanation=None,
             )
             if because is not None:
-                item["explanation"] = [dict(item_id=i, weight=w) for i, w in because[index]]
+                item["explanation"] = [event._asdict() for event in because[index]]
             items.append(item)
         return to_json(
             dict(
@@ -124,10 +126,14 @@ class Ranking:
                 model_id=self.predictor.model_id,
                 data_card_id=self.predictor.data_card_id,
                 variant=VARIANT,
+                cold_user=request.history is None and self._is_cold(request.user_id),
                 items=items,
                 fallback=fallback,
             )
         )
+
+    def _is_cold(self, user: str) -> bool:
+        return bool(self.predictor.histories.lookup([user])[0] < 0)
 
     def _describe(self) -> ModelCard:
         """Also a warm-up: the first score of a process pays for lazy initialisation."""

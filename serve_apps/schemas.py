@@ -1,10 +1,11 @@
 """What goes over the wire. Requests carry ids, not features."""
 
+import json
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
-from raysys.data.requests import Request
+from raysys.data.requests import MAX_ID, Request
 from serve_apps.config import Limits
 
 # Several times faster than the json module, and NaN becomes null.
@@ -24,20 +25,29 @@ class RankRequest(Request):
 
 
 class EventWeight(BaseModel):
-    """A past event and how much it counted; the sign tells for or against."""
+    """A past event and how much it counted, in the model's own measure (`event_weights`).
+
+    ts: µs UTC, null where unknown. Where a model has negative weights they tell against.
+    """
 
     model_config = ConfigDict(extra="forbid")
 
     item_id: str
+    ts: int | None
+    behaviour: str
     weight: float
 
 
 class RankedItem(BaseModel):
-    """One candidate. The probabilities are null where the model gives none."""
+    """One candidate. The probabilities are null where the model gives none.
+
+    known: whether the model's catalogue has the item; others are ranked as new ones.
+    """
 
     model_config = ConfigDict(extra="forbid")
 
     item_id: str
+    known: bool
     score: float
     p_click: float | None
     p_order: float | None
@@ -49,6 +59,7 @@ class RankAnswer(BaseModel):
 
     `fallback` is null if the model ranked. Otherwise it says what did: "popularity" (events in
     the run's histories) or "as_sent" (the order of the request), and probabilities are null.
+    `cold_user` says that no history was sent and none is stored.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -57,6 +68,7 @@ class RankAnswer(BaseModel):
     model_id: str
     data_card_id: str
     variant: str
+    cold_user: bool
     items: list[RankedItem]
     fallback: Literal["popularity", "as_sent"] | None
 
@@ -96,6 +108,15 @@ def parse(body: bytes, limits: Limits) -> RankRequest | str:
         more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
         return _fault(faults[0]) + more
     return _over(request, limits) or request
+
+
+def request_id(body: bytes) -> str | None:
+    """The id in a body that is no valid request, if it can be read."""
+    try:
+        found = json.loads(body)["request_id"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None
+    return found if isinstance(found, str) and len(found) <= MAX_ID else None
 
 
 def _fault(fault: Any) -> str:

@@ -14,6 +14,7 @@ from raysys.data.features import FeatureConfig, fit_features
 from raysys.data.manifest import DataCard
 from raysys.data.prepared import Prepared, prepare
 from raysys.data.requests import Request
+from raysys.data.split import iso
 from raysys.news.nrms import NRMS, NRMSConfig
 
 ITEMS = [f"item-{i:02d}" for i in range(30)]
@@ -75,6 +76,7 @@ def dataset(root: Path) -> Prepared:
             split_rule="by time",
             group_key="impression",
             history_cut="strict",
+            time_span=(iso(START), iso(NOW + HOUR)),
             licence="none",
         )
         writer.commit(card, history_behaviours=("click",))

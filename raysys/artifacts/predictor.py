@@ -3,17 +3,19 @@
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import torch
 
-from raysys.artifacts.run import LoadedRun, load_run
-from raysys.data.batch import Batch, Collator
+from raysys.artifacts.run import LoadedRun, load_run, request_fit
+from raysys.data.batch import Batch, Collator, Pointers
 from raysys.data.contexts import FIRST, OOV
-from raysys.data.histories import Histories
+from raysys.data.histories import UNKNOWN_TS, Histories
 from raysys.data.requests import Request, Requests
+from raysys.data.schema import BEHAVIOURS
 from raysys.errors import ArtifactError
 
 # Candidate rows scored at once: enough to fill the matrix units of a core, small enough that
@@ -29,6 +31,24 @@ SCORES = pa.schema(
         ("p_order", pa.float64()),
     ]
 )
+
+
+class PastEvent(NamedTuple):
+    """An event of the history and how much it counted; ts µs UTC, None where unknown."""
+
+    item_id: str
+    ts: int | None
+    behaviour: str
+    weight: float
+
+
+class _Chunk(NamedTuple):
+    """Requests scored at once: their indices, their batch, and where it was gathered from."""
+
+    chosen: npt.NDArray[np.int64]
+    batch: Batch
+    pointers: Pointers
+    histories: Histories
 
 
 class Predictor:
@@ -54,6 +74,7 @@ class Predictor:
         self.model.freeze()
         self.device = device
         self.codec = run.features.contexts
+        self.fit = request_fit(run.features, run.data_card)
         known = histories if histories is not None else run.histories
         self.histories = known if known is not None else Histories.empty(self.codec)
         self.unknown: Counter[str] = Counter()
@@ -98,7 +119,7 @@ class Predictor:
         offsets = np.concatenate([[0], np.cumsum(columns.counts)])
         out = np.full((3, int(offsets[-1])), np.nan)
         present = [True, True, True]
-        for chosen, batch in self._batches(columns):
+        for chosen, batch, *_ in self._batches(columns):
             with torch.inference_mode():
                 scores = self.model(batch)
             mask = batch.candidate_mask
@@ -124,15 +145,15 @@ class Predictor:
 
     def explain(
         self, requests: Sequence[Request] | Requests, top: int = 3
-    ) -> list[list[list[tuple[str, float]]]]:
-        """Per request and candidate, the past events that weigh most: (item id, weight).
+    ) -> list[list[list[PastEvent]]]:
+        """Per request and candidate, the past events that weigh most.
 
         What a weight means is said by `event_weights` of the model. Events of unknown items, or
         of weight 0, explain nothing and are left out; of equals the newest comes first.
         """
         columns = self._columns(requests)
-        out: list[list[list[tuple[str, float]]]] = [[] for _ in range(len(columns))]
-        for chosen, batch in self._batches(columns):
+        out: list[list[list[PastEvent]]] = [[] for _ in range(len(columns))]
+        for chosen, batch, pointers, histories in self._batches(columns):
             with torch.inference_mode():
                 weights = self.model.event_weights(batch)
             where = weights.abs().argsort(dim=-1, descending=True, stable=True)[..., :top]
@@ -143,8 +164,15 @@ class Predictor:
                         item = int(batch.history_items[row, position])
                         weight = float(weights[row, column, position])
                         if weight and item >= FIRST:
+                            behaviour = BEHAVIOURS[int(batch.history_behaviour[row, position])]
+                            ts = int(histories.ts[pointers.end[row] - 1 - position])
                             events.append(
-                                (self.run.catalogue.item_ids[item - FIRST].as_py(), weight)
+                                PastEvent(
+                                    self.run.catalogue.item_ids[item - FIRST].as_py(),
+                                    None if ts == UNKNOWN_TS else ts,
+                                    behaviour,
+                                    weight,
+                                )
                             )
                     out[request].append(events)
         return out
@@ -154,7 +182,7 @@ class Predictor:
             return requests
         return Requests.of(requests, self.codec)
 
-    def _batches(self, columns: Requests) -> Iterator[tuple[npt.NDArray[np.int64], Batch]]:
+    def _batches(self, columns: Requests) -> Iterator["_Chunk"]:
         """Requests with a stored history first, then those that sent their own."""
         stored = columns.stored()
         if len(stored):
@@ -170,7 +198,7 @@ class Predictor:
 
     def _chunks(
         self, part: Requests, names: npt.NDArray[np.int64], collate: Collator
-    ) -> Iterator[tuple[npt.NDArray[np.int64], Batch]]:
+    ) -> Iterator["_Chunk"]:
         size = max(1, ROWS_PER_BATCH // int(part.counts.max(initial=1)))
         for begin in range(0, len(part), size):
             chosen = np.arange(begin, min(begin + size, len(part)))
@@ -178,7 +206,9 @@ class Predictor:
             pointers = chunk.pointers(self.run.catalogue, collate.histories, self.codec)
             self.unknown["items"] += int((pointers.candidates == OOV).sum())
             self.unknown["users"] += int((collate.histories.lookup(chunk.users) < 0).sum())
-            yield names[chosen], collate(pointers).to(self.device)
+            yield _Chunk(
+                names[chosen], collate(pointers).to(self.device), pointers, collate.histories
+            )
 
 
 def _rows(offsets: npt.NDArray[np.int64], chosen: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:

@@ -35,8 +35,10 @@ from raysys.data.catalogue import Catalogue
 from raysys.data.columns import ColumnFolder
 from raysys.data.features import FeatureSpace
 from raysys.data.files import fsync_tree, scratch_folder, sha256_file
-from raysys.data.histories import Histories
+from raysys.data.histories import UNKNOWN_TS, Histories
 from raysys.data.manifest import DataCard, canonical_json
+from raysys.data.requests import Fit
+from raysys.data.split import from_iso
 from raysys.errors import ArtifactError
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -230,6 +232,30 @@ def read_features(path: Path) -> FeatureSpace:
     return _fitting(FeatureSpace, _read_json(path / "features.json"), path / "features.json")
 
 
+def read_card(path: Path) -> DataCard:
+    """`data_card.json` of a run folder.
+
+    Raises:
+        ArtifactError: damaged.
+    """
+    return _fitting(DataCard, _read_json(path / "data_card.json"), path / "data_card.json")
+
+
+def read_fit(path: Path) -> Fit:
+    """What the model of a run folder asks of requests.
+
+    Raises:
+        ArtifactError: damaged.
+    """
+    return request_fit(read_features(path), read_card(path))
+
+
+def request_fit(features: FeatureSpace, card: DataCard) -> Fit:
+    """What a model trained with these features on these data asks of requests."""
+    since = from_iso(card.time_span[0], field="time_span") if card.time_span else UNKNOWN_TS
+    return Fit(features.contexts, since)
+
+
 def _read_json(file: Path) -> dict[str, Any]:
     try:
         raw = json.loads(file.read_text(encoding="utf-8"))
@@ -263,7 +289,7 @@ def load_run(path: Path | str) -> LoadedRun:
     kind = resolve(config.model)
     features = read_features(path)
     options = _fitting(kind.Config, config.model_options, path / "config.json")
-    card = _fitting(DataCard, _read_json(path / "data_card.json"), path / "data_card.json")
+    card = read_card(path)
     model = kind.from_config(options, features)
     try:
         model.load_state_dict(load_file(path / "model.safetensors"))

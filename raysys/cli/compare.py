@@ -1,5 +1,7 @@
 """`raysys compare A B`: two systems on identical rows, with intervals and a verdict."""
 
+import json
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -12,9 +14,9 @@ from raysys.metrics import compare as metrics_compare
 from raysys.metrics import load_system
 from raysys.metrics.bootstrap import REPLICATES
 from raysys.metrics.compare import ComparedMetric, Comparison
-from raysys.metrics.seeds import EFFECT
+from raysys.metrics.seeds import EFFECT, MIN_SEEDS
 
-DEFAULT = "gauc_mean@impression"
+_METRICS = "metrics.json"
 
 
 def compare(
@@ -22,7 +24,10 @@ def compare(
     b: Annotated[Path, typer.Argument(help="The system that A is compared with.")],
     metric: Annotated[
         list[str] | None,
-        typer.Option(help=f"A claim, with a verdict; may be repeated. Default {DEFAULT}."),
+        typer.Option(
+            help="A claim, with a verdict; may be repeated. Default: the headline of A's "
+            "evaluation, else gauc_mean@impression."
+        ),
     ] = None,
     also: Annotated[
         list[str] | None, typer.Option(help="A metric shown without a verdict; may be repeated.")
@@ -52,7 +57,7 @@ def compare(
     result = metrics_compare(
         load_system(a, split),
         load_system(b, split),
-        claims=metric or [DEFAULT],
+        claims=metric or [_headline(a)],
         also=also or [],
         effect=effect,
         non_inferior=non_inferior,
@@ -64,6 +69,14 @@ def compare(
         typer.echo(result.model_dump_json(indent=2))
     else:
         _print(result)
+
+
+def _headline(run: Path) -> str:
+    """What `raysys evaluate` put first for this run, or for the first of its seeds and folds."""
+    for path in (run / _METRICS, *sorted(run.glob("**/" + _METRICS))):
+        with suppress(OSError, ValueError, KeyError, TypeError, StopIteration):
+            return str(next(iter(json.loads(path.read_text(encoding="utf-8"))["model"])))
+    return "gauc_mean@impression"
 
 
 def _print(result: Comparison) -> None:
@@ -88,7 +101,10 @@ def _claim(row: ComparedMetric) -> str:
     groups = "" if row.key == "all" else f", {row.n_used:,}/{row.n_groups:,} groups"
     lines = [f"[bold]{row.name}[/bold]", f"{row.n_rows:,} rows{groups}"]
     if row.verdict:
-        lines.append(row.verdict if row.p_holm is None else f"{row.verdict}, p {row.p_holm:.3g}")
+        few = f": {row.a.n} shared seeds, {MIN_SEEDS} needed" if row.verdict == "no verdict" else ""
+        lines.append(
+            row.verdict + few if row.p_holm is None else f"{row.verdict}, p {row.p_holm:.3g}"
+        )
     return "\n".join(lines)
 
 

@@ -5,6 +5,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
+import pyarrow.compute as pc
 import typer
 from rich.console import Console
 from rich.markup import escape
@@ -16,10 +17,12 @@ from raysys.data.dataset import Dataset
 from raysys.data.loaders import LOADERS, import_dataset
 from raysys.data.manifest import Manifest
 from raysys.data.mapping import LocalMapper
+from raysys.data.schema import SPLITS
 from raysys.data.world import WorldConfig, make_world
 from raysys.data.world.show import draw_map
 from raysys.data.world.show import show as world_figures
 from raysys.dist import RayMapper
+from raysys.errors import ConfigError
 from raysys.options import merge, parse_overrides, validate
 
 app = typer.Typer(no_args_is_help=True, help="Make, import, check and show data sets.")
@@ -97,6 +100,11 @@ def import_(
     given = {"folds": folds, "fold": fold, "mapping": mapping, "on_bad_entities": on_bad_entities}
     options = {key: value for key, value in given.items() if value is not None}
     options = merge(options, parse_overrides(overrides or []))
+    if name == "mapped" and "mapping" not in options:
+        raise ConfigError(
+            "import mapped: --mapping is missing; name the YAML file that says which column "
+            "means what (docs/tutorial-own-logs.md)"
+        )
     _written(import_dataset(name, src, out, options, overwrite=overwrite), out, as_json)
 
 
@@ -125,18 +133,37 @@ def show(
     as_json: AsJson = False,
 ) -> None:
     """Print the manifest, the data card and, of a generated world, its figures."""
-    manifest = Dataset(path).manifest
+    dataset = Dataset(path)
+    manifest = dataset.manifest
+    splits = _split_counts(dataset)
     figures = world_figures(path) if manifest.world else {}
     if png is not None:
         draw_map(path, png)
     if as_json:
-        shown = manifest.model_dump(mode="json") | ({"figures": figures} if figures else {})
+        shown = manifest.model_dump(mode="json") | {"splits": splits}
+        shown |= {"figures": figures} if figures else {}
         typer.echo(json.dumps(shown, indent=2, ensure_ascii=False))
         return
-    _print_pairs(str(path), _summary(manifest))
+    _print_pairs(str(path), _summary(manifest) | {"splits": _shares(splits)})
     _print_pairs("data card", manifest.data_card.model_dump(mode="json"))
     if figures:
         _print_pairs("world", figures)
+
+
+def _split_counts(dataset: Dataset) -> dict[str, int]:
+    """Impressions in each split."""
+    counts = dict.fromkeys(SPLITS, 0)
+    if "impressions" not in dataset.manifest.tables:
+        return {}
+    for part in dataset.parts("impressions", ["split"]):
+        for value in pc.value_counts(part["split"].combine_chunks()).to_pylist():
+            counts[value["values"]] += value["counts"]
+    return {name: count for name, count in counts.items() if count}
+
+
+def _shares(counts: dict[str, int]) -> str:
+    total = sum(counts.values())
+    return ", ".join(f"{name} {n} ({n / total:.1%})" for name, n in counts.items())
 
 
 def _summary(manifest: Manifest) -> dict[str, Any]:

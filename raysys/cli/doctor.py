@@ -28,6 +28,8 @@ def doctor(
     Exits with 1 if something has failed; warnings alone give 0.
     """
     screen = Console(stderr=True)
+    if not screen.is_terminal:
+        screen.print("examining … (some ten seconds)")
     with screen.status("examining …"):
         checks = examine(address)
     counts = Counter(check.status for check in checks)

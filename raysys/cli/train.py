@@ -44,7 +44,9 @@ def train(
         return
     console = Console(stderr=True)
     state = "trained" if outcome.ran else "was finished already"
-    console.print(f"{recipe} {state}: {outcome.result['step']} steps")
+    steps, kept = outcome.result["step"], outcome.result["kept_step"]
+    ending = "stopped early" if outcome.result["stopped"] == "early" else "to the end"
+    console.print(f"{recipe} {state}: {steps} steps, {ending}; weights of step {kept} kept")
     for name, value in outcome.result["validation"].items():
         console.print(f"  validation {name} {value:.4f}")
     console.print(

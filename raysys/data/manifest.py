@@ -26,7 +26,12 @@ def _no_floats(value: Any) -> Any:
     return value
 
 
-def _known_behaviours(value: tuple[str, ...]) -> tuple[str, ...]:
+def known_behaviours(value: tuple[str, ...]) -> tuple[str, ...]:
+    """The behaviours as they are.
+
+    Raises:
+        ValueError: one that the schema does not have; names those it has.
+    """
     unknown = sorted(set(value) - set(BEHAVIOURS))
     if unknown:
         raise ValueError(f"unknown behaviours {unknown}; known are {', '.join(BEHAVIOURS)}")
@@ -91,7 +96,7 @@ class Manifest(_Frozen):
     kind: Literal["recommendation", "corpus"] = "recommendation"
     data_card_id: str
     data_card: DataCard
-    history_behaviours: Annotated[tuple[str, ...], AfterValidator(_known_behaviours)] = ()
+    history_behaviours: Annotated[tuple[str, ...], AfterValidator(known_behaviours)] = ()
     contexts: dict[str, Literal["categorical", "numeric"]] = Field(default_factory=dict)
     tables: dict[str, TableEntry]
     # Whether the candidate lists were logged or built by the importer: a scorer that only sees

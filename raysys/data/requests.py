@@ -15,13 +15,17 @@ from raysys.data.catalogue import Catalogue
 from raysys.data.contexts import ContextCodec
 from raysys.data.histories import UNKNOWN_TS, Histories
 from raysys.data.schema import BEHAVIOURS
+from raysys.data.split import iso
 from raysys.errors import DataError
 
-Id = Annotated[str, Field(min_length=1, max_length=256)]
+MAX_ID = 256  # characters
+Id = Annotated[str, Field(min_length=1, max_length=MAX_ID)]
 ContextValue = Annotated[str, Field(max_length=256)] | float | None
 # What an int64 column holds; its smallest number stands for an unknown time.
 _LAST = np.iinfo(np.int64).max
-Microseconds = Annotated[int, Field(gt=UNKNOWN_TS, le=_LAST)]
+# The last moment that a date can name; nanoseconds since 1970 lie far behind it.
+_YEAR_9999 = 253_402_300_799_999_999
+Microseconds = Annotated[int, Field(gt=UNKNOWN_TS, le=_YEAR_9999)]
 
 
 class HistoryEvent(BaseModel):
@@ -62,6 +66,13 @@ class Request(BaseModel):
     history_end: Annotated[int, Field(ge=0, le=_LAST)] | None = None
 
     @model_validator(mode="after")
+    def _distinct(self) -> "Request":
+        if len(set(self.candidates)) < len(self.candidates):
+            twice = next(i for i, item in enumerate(self.candidates) if item in self.candidates[:i])
+            raise ValueError(f"candidates.{twice}: {self.candidates[twice]!r} is there twice")
+        return self
+
+    @model_validator(mode="after")
     def _oldest_first(self) -> "Request":
         last = UNKNOWN_TS
         for place, event in enumerate(self.history or ()):
@@ -73,15 +84,37 @@ class Request(BaseModel):
             last = ts
         return self
 
-    def misfit(self, codec: ContextCodec) -> str | None:
-        """The first context value of the wrong type for the features of `codec`, in words."""
-        contexts = {"context": self.context}
-        contexts |= {f"history.{i}.context": e.context for i, e in enumerate(self.history or ())}
+
+@dataclass(frozen=True)
+class Fit:
+    """What a trained model asks of a request, beyond what makes it a request.
+
+    codec: its context features; since: the first moment (µs) of the data it was trained on,
+    UNKNOWN_TS without times. A request before that is a time in another unit, which would
+    silently make a newcomer of a known user.
+    """
+
+    codec: ContextCodec
+    since: int = UNKNOWN_TS
+
+    def misfit(self, request: Request) -> str | None:
+        """The first fault of the request, in words."""
+        contexts = {"context": request.context}
+        contexts |= {f"history.{i}.context": e.context for i, e in enumerate(request.history or ())}
         for where, context in contexts.items():
-            fault = codec.misfit(context)
+            fault = self.codec.misfit(context)
             if fault:
                 return f"{where}.{fault}"
-        return None
+        return None if request.ts is None else self.early(request.ts)
+
+    def early(self, ts: int) -> str | None:
+        """What is wrong with a request at `ts`, in words."""
+        if ts >= self.since:
+            return None
+        return (
+            f"ts: {ts} is {iso(ts)}, before the data of this model begin ({iso(self.since)}); "
+            "ts is in µs since 1970, UTC"
+        )
 
 
 @dataclass(frozen=True)

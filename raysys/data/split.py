@@ -25,7 +25,7 @@ SplitArray = npt.NDArray[np.int8]
 class TimeCut(BaseModel):
     """Where a log is cut in time: by shares of its rows, or at stated moments (ISO 8601, UTC).
 
-    Shares are rounded down to whole days, so that a day never lies on both sides of a cut.
+    Shares are rounded down to whole local days, so that a day never lies on both sides of a cut.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -43,13 +43,14 @@ class TimeCut(BaseModel):
             raise ValueError("valid_share and test_share leave nothing to train on")
         return self
 
-    def describe(self) -> str:
-        """The rule in words, for a data card."""
+    def describe(self, zone: str = "UTC") -> str:
+        """The rule in words, for a data card; `zone` is that of the log's days."""
         if self.test_from is not None:
             return f"time: valid from {self.valid_from}, test from {self.test_from}"
         return (
             f"time: last {percent(self.test_share)} of rows test, "
             f"{percent(self.valid_share)} before them valid, cut at whole days"
+            + ("" if zone == "UTC" else f" of {zone}")
         )
 
 
@@ -132,8 +133,10 @@ def from_iso(text: str, *, field: str = "time") -> int:
     return round((moment - datetime(1970, 1, 1, tzinfo=UTC)).total_seconds() * 1e6)
 
 
-def time_bounds(ts: Int64Array, cut: TimeCut) -> tuple[int, int]:
+def time_bounds(ts: Int64Array, cut: TimeCut, zone: str = "UTC") -> tuple[int, int]:
     """First moments (µs) of the valid and of the test part for rows at times `ts` [N].
+
+    zone: whose midnights part one day from the next.
 
     Raises:
         DataError: a part would be empty.
@@ -149,7 +152,7 @@ def time_bounds(ts: Int64Array, cut: TimeCut) -> tuple[int, int]:
             int(ordered[min(int(len(ts) * share), len(ts) - 1)])
             for share in (1 - cut.test_share - cut.valid_share, 1 - cut.test_share)
         )
-        days = (valid // DAY_US * DAY_US, test // DAY_US * DAY_US)
+        days = (_midnight(valid, zone), _midnight(test, zone))
         # A log of a few days has no whole days to spare.
         if ordered[0] < days[0] < days[1]:
             valid, test = days
@@ -162,6 +165,12 @@ def time_bounds(ts: Int64Array, cut: TimeCut) -> tuple[int, int]:
                 "rows; choose other valid_share/test_share or valid_from/test_from"
             )
     return valid, test
+
+
+def _midnight(ts: int, zone: str) -> int:
+    """The begin of the day of `ts`, both µs UTC."""
+    local = pd.Timestamp(ts, unit="us", tz=zone)
+    return int(local.normalize().value // 1_000)
 
 
 def split_by_time(ts: Int64Array, bounds: tuple[int, int]) -> SplitArray:

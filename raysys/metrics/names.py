@@ -106,7 +106,8 @@ def parse(name: str) -> Metric:
         return PooledMetric(name, statistic, "p_click", "click", False, higher)
     found = _GROUPED.fullmatch(name)
     if found is None:
-        near = difflib.get_close_matches(name, _EXAMPLES, n=3, cutoff=0.3) or _EXAMPLES
+        near = [example for example in _EXAMPLES if example.startswith(name)][:4]
+        near = near or difflib.get_close_matches(name, _EXAMPLES, n=3, cutoff=0.3) or _EXAMPLES
         raise MetricError(f"no metric is called {name!r}; did you mean {', '.join(near)}?")
     key: Key = "user" if found["key"] == "user" else "impression"
     if found["base"] in _PLAIN:

@@ -166,6 +166,7 @@ def train(config: RankerRecipe, session: Session) -> dict[str, Any]:
         "step": result.step,
         "epochs": result.epochs,
         "stopped": result.stopped,
+        "kept_step": result.best_step or result.step,
         "validation": result.metrics,
         "weights_sha256": result.weights_sha256,
     }
@@ -251,7 +252,8 @@ def _card(config: RankerRecipe, data: Prepared, summary: dict[str, Any]) -> str:
     return (
         f"# {config.recipe} on {card.dataset}\n\n"
         f"Trained for {summary['epochs']} epochs ({summary['step']} steps, stopped: "
-        f"{summary['stopped']}), seed {config.train.seed}. Validation: {validation}.\n\n"
+        f"{summary['stopped']}; these are the weights of step {summary['kept_step']}), "
+        f"seed {config.train.seed}. Validation: {validation}.\n\n"
         f"Data card `{card.id}`: {card.label_rule} Split: {card.split_rule}. "
         f"Licence of the data: {card.licence}.\n\n"
         "```python\n"

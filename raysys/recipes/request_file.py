@@ -4,13 +4,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pydantic import ValidationError
 
 from raysys.data.contexts import ContextCodec
-from raysys.data.requests import Request, Requests
+from raysys.data.requests import Fit, Request, Requests
 from raysys.data.schema import CONTEXT_TYPES
 from raysys.errors import DataError
 
@@ -31,10 +32,10 @@ class RequestSlice:
     offset: int
 
 
-def cut(path: Path, size: int, codec: ContextCodec) -> list[RequestSlice]:
+def cut(path: Path, size: int, fit: Fit) -> list[RequestSlice]:
     """Slices of `size` requests, the last one smaller; every request is checked.
 
-    codec: the model's, which tells of what type its context values must be.
+    fit: what the model asks of requests.
 
     Raises:
         DataError: no such file, no request in it, or a bad one, with its line or row.
@@ -44,12 +45,12 @@ def cut(path: Path, size: int, codec: ContextCodec) -> list[RequestSlice]:
     starts: list[tuple[int, int]] = []
     total = 0
     if path.suffix == ".jsonl":
-        for line, offset, _ in _lines(path, 1, 0, codec):
+        for line, offset, _ in _lines(path, 1, 0, fit):
             if total % size == 0:
                 starts.append((line, offset))
             total += 1
     elif path.suffix == ".parquet":
-        total = _checked_rows(path, codec)
+        total = _checked_rows(path, fit)
         starts = [(row, 0) for row in range(0, total, size)]
     else:
         raise DataError(f"{path}: requests are read from .jsonl and .parquet files")
@@ -61,12 +62,12 @@ def cut(path: Path, size: int, codec: ContextCodec) -> list[RequestSlice]:
     ]
 
 
-def read(part: RequestSlice, codec: ContextCodec) -> Requests:
+def read(part: RequestSlice, fit: Fit) -> Requests:
     """The requests of a slice in columns."""
     if part.path.suffix == ".jsonl":
-        lines = _lines(part.path, part.first, part.offset, codec)
+        lines = _lines(part.path, part.first, part.offset, fit)
         chosen = [request for _, (_, _, request) in zip(range(part.count), lines, strict=False)]
-        return Requests.of(chosen, codec)
+        return Requests.of(chosen, fit.codec)
     with _open(part.path) as file:
         start, skipped, groups = 0, 0, []
         for group in range(file.num_row_groups):
@@ -76,13 +77,15 @@ def read(part: RequestSlice, codec: ContextCodec) -> Requests:
             elif start < part.first + part.count:
                 groups.append(group)
             start += rows
-        table = file.read_row_groups(groups, columns=_columns(part.path, file.schema_arrow, codec))
-    return Requests.of_table(table.slice(part.first - skipped, part.count).combine_chunks(), codec)
+        table = file.read_row_groups(
+            groups, columns=_columns(part.path, file.schema_arrow, fit.codec)
+        )
+    return Requests.of_table(
+        table.slice(part.first - skipped, part.count).combine_chunks(), fit.codec
+    )
 
 
-def _lines(
-    path: Path, line: int, offset: int, codec: ContextCodec
-) -> Iterator[tuple[int, int, Request]]:
+def _lines(path: Path, line: int, offset: int, fit: Fit) -> Iterator[tuple[int, int, Request]]:
     """(line, offset, request) from a place in the file on; empty lines are passed over."""
     with path.open("rb") as file:
         file.seek(offset)
@@ -97,16 +100,16 @@ def _lines(
                     raise DataError(
                         f"{path}, line {number}: {where + ': ' if where else ''}{message}"
                     ) from error
-                fault = request.misfit(codec)
+                fault = fit.misfit(request)
                 if fault:
                     raise DataError(f"{path}, line {number}: {fault}")
                 yield number, offset, request
             offset += len(text)
 
 
-def _checked_rows(path: Path, codec: ContextCodec) -> int:
+def _checked_rows(path: Path, fit: Fit) -> int:
     with _open(path) as file:
-        columns = _columns(path, file.schema_arrow, codec)
+        columns = _columns(path, file.schema_arrow, fit.codec)
         rows = 0
         for batch in file.iter_batches(_ROWS_AT_ONCE, columns=columns):
             lists = batch["candidates"]
@@ -127,8 +130,25 @@ def _checked_rows(path: Path, codec: ContextCodec) -> int:
                 bad = pc.index(pc.less(batch["history_end"], 0), True).as_py()
                 if bad >= 0:
                     raise DataError(f"{path}, row {rows + bad}: history_end is less than 0")
+            if "ts" in columns:
+                bad = pc.index(pc.less(batch["ts"], fit.since), True).as_py()
+                if bad >= 0:
+                    fault = fit.early(batch["ts"][bad].as_py())
+                    raise DataError(f"{path}, row {rows + bad}: {fault}")
+            bad = _repeated(lists)
+            if bad is not None:
+                raise DataError(f"{path}, row {rows + bad}: a candidate is there twice")
             rows += len(batch)
     return rows
+
+
+def _repeated(lists: pa.ListArray) -> int | None:
+    """The first row of `lists` with a value twice."""
+    owner = pc.list_parent_indices(lists).to_numpy()
+    codes = pc.list_flatten(lists).dictionary_encode().indices.to_numpy(zero_copy_only=False)
+    keys = np.sort(owner.astype(np.int64) * (int(codes.max(initial=0)) + 1) + codes)
+    again = keys[1:][keys[1:] == keys[:-1]]
+    return int(again[0] // (int(codes.max(initial=0)) + 1)) if len(again) else None
 
 
 def _columns(path: Path, schema: pa.Schema, codec: ContextCodec) -> list[str]:

@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict
 
 from raysys.artifacts.predictor import Predictor
-from raysys.artifacts.run import read_config, read_features, verify_run
+from raysys.artifacts.run import read_config, read_fit, verify_run
 from raysys.data.dataset import part_name
 from raysys.data.files import sha256_file, write_text
 from raysys.data.mapping import Mapper
@@ -81,7 +81,7 @@ def score(
     run, requests, out = run.resolve(), requests.resolve(), out.resolve()
     verify_run(run)
     config = read_config(run)
-    slices = cut(requests, per_part, read_features(run).contexts)
+    slices = cut(requests, per_part, read_fit(run))
     tasks = [Task(run, part, out / part_name(index)) for index, part in enumerate(slices)]
     plan: dict[str, str | int] = {
         "model_id": config.model_id,
@@ -112,7 +112,7 @@ def score_part(task: Task) -> dict[str, int]:
     """Score one part and write it under its name; returns how many ids were unknown."""
     predictor = _predictor(task.run)
     before = Counter(predictor.unknown)
-    scores = predictor.score(read(task.requests, predictor.codec))
+    scores = predictor.score(read(task.requests, predictor.fit))
     target = task.target
     scratch = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:

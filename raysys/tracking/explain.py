@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from raysys.artifacts.predictor import Predictor
+from raysys.artifacts.predictor import PastEvent, Predictor
 from raysys.data.dataset import Dataset
 from raysys.data.prepared import prepare
 from raysys.data.requests import Requests
@@ -24,9 +24,11 @@ _LOOKED_AT = 256
 
 @dataclass(frozen=True)
 class Reason:
-    """A past event's item, its weight, and the weight's share of the largest one shown."""
+    """A past event: its item, when and what, its weight, and that as a share of the largest."""
 
     item: str
+    when: str
+    behaviour: str
     weight: float
     share: float
 
@@ -106,19 +108,29 @@ def _clicked(dataset: Dataset) -> Iterator[pa.Table]:
 def _example(
     record: dict[str, Any],
     scores: list[dict[str, Any]],
-    reasons: list[list[tuple[str, float]]],
+    reasons: list[list[PastEvent]],
     names: dict[str, str],
     top: int,
 ) -> Example:
     best = sorted(range(len(scores)), key=lambda i: -scores[i]["score"])[:top]
-    largest = max((abs(w) for i in best for _, w in reasons[i]), default=0.0) or 1.0
+    largest = max((abs(e.weight) for i in best for e in reasons[i]), default=0.0) or 1.0
+    offset = record["tz_offset_min"]
     ranked = [
         RankedItem(
             item=names.get(scores[i]["item_id"], scores[i]["item_id"]),
             score=scores[i]["score"],
             p_click=scores[i]["p_click"],
             clicked=scores[i]["item_id"] in record["clicks"],
-            reasons=[Reason(names.get(k, k), w, abs(w) / largest) for k, w in reasons[i]],
+            reasons=[
+                Reason(
+                    names.get(event.item_id, event.item_id),
+                    _local_time(event.ts, offset),
+                    event.behaviour,
+                    event.weight,
+                    abs(event.weight) / largest,
+                )
+                for event in reasons[i]
+            ],
         )
         for i in best
     ]
@@ -126,7 +138,7 @@ def _example(
     return Example(
         request=record["impression_id"],
         user=record["user_id"],
-        when=_local_time(record["ts"], record["tz_offset_min"]),
+        when=_local_time(record["ts"], offset),
         context=context,
         candidates=len(scores),
         ranked=ranked,

@@ -395,7 +395,7 @@ class _Fit:
                 metrics = best.metrics
             else:
                 log.warning("keeping the last weights, the best are damaged: %s", fault)
-                path = self.last_checkpoint
+                path, best = self.last_checkpoint, None
         return FitResult(
             step=state.step,
             epochs=state.epoch,

@@ -16,6 +16,7 @@ from raysys.data.dataset import Dataset, DatasetWriter
 from raysys.data.features import FeatureConfig, fit_features
 from raysys.data.manifest import DataCard
 from raysys.data.prepared import Prepared, prepare
+from raysys.data.split import iso
 
 HOUR = 3_600_000_000
 START = 1_700_000_000_000_000
@@ -109,6 +110,7 @@ def write(log: Log, folder: Path) -> Prepared:
         split_rule="by time",
         group_key=log.group_key,
         history_cut="before the request",
+        time_span=(iso(START), iso(START + 10_000 * HOUR)) if log.events[0]["ts"] else None,
         licence="CC0-1.0",
     )
     with DatasetWriter(folder / "data") as writer:

@@ -179,7 +179,7 @@ def test_explanations_are_the_heaviest_events_of_the_window(
         assert len(rows) == len(request.candidates)
         (alone,) = predictor.explain([request], top=2)
         for row, one in zip(rows, alone, strict=True):
-            same(np.array([w for _, w in row]), np.array([w for _, w in one]))
+            same(np.array([e.weight for e in row]), np.array([e.weight for e in one]))
     user = USERS[4]
     request = ask(user)
     columns = Requests.of([request], predictor.codec)
@@ -187,11 +187,15 @@ def test_explanations_are_the_heaviest_events_of_the_window(
     batch = Collator(predictor.histories, predictor.codec, 50)(pointers)
     weights = predictor.model.event_weights(batch)[0].tolist()
     names = [ITEMS[item - FIRST] for item in batch.history_items[0].tolist()]
+    rows_of = predictor.histories.ts[int(pointers.start[0]) : int(pointers.end[0])]
+    times = rows_of[::-1][: len(names)].tolist()
     (rows,) = predictor.explain([request], top=2)
     for column, row in enumerate(rows):
-        heaviest = sorted(zip(names, weights[column], strict=True), key=lambda e: -abs(e[1]))[:2]
-        assert [item for item, _ in row] == [item for item, _ in heaviest]
-        np.testing.assert_allclose([w for _, w in row], [w for _, w in heaviest], rtol=1e-5)
+        found = zip(names, times, weights[column], strict=True)
+        heaviest = sorted(found, key=lambda e: -abs(e[2]))[:2]
+        assert [(e.item_id, e.ts) for e in row] == [(item, ts) for item, ts, _ in heaviest]
+        np.testing.assert_allclose([e.weight for e in row], [w for *_, w in heaviest], rtol=1e-5)
+        assert {e.behaviour for e in row} <= {"click", "order"}
     assert predictor.explain([ask("stranger")]) == [[[] for _ in range(6)]]
 
 

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from raysys.data.catalogue import Catalogue
 from raysys.data.contexts import ContextCodec, ContextFeature
 from raysys.data.histories import UNKNOWN_TS, Histories
-from raysys.data.requests import Request, Requests
+from raysys.data.requests import Fit, Request, Requests
 from raysys.errors import DataError
 
 CODEC = ContextCodec(features=(ContextFeature(name="meal", kind="categorical", values=("lunch",)),))
@@ -33,7 +33,7 @@ REQUESTS = st.lists(
         ts=st.none() | st.integers(0, 40),
         history_end=st.none() | st.integers(0, 5) | st.just(2**63 - 1),
         context=st.fixed_dictionaries({}, optional={"meal": st.sampled_from(["lunch", "tea"])}),
-        candidates=st.lists(IDS, min_size=1, max_size=4).map(tuple),
+        candidates=st.lists(IDS, min_size=1, max_size=4, unique=True).map(tuple),
     ),
     max_size=5,
 )
@@ -137,3 +137,25 @@ def test_requests_are_strict(change: dict[str, object]) -> None:
     Request.model_validate(good)
     with pytest.raises(ValidationError):
         Request.model_validate(good | change)
+
+
+def test_a_time_in_another_unit_is_refused() -> None:
+    """In ms or s it would silently make a newcomer of a known user; in ns no date names it."""
+    now = 1_715_600_000_000_000
+    fit = Fit(CODEC, since=now - 10_000_000)
+    for ts in (now, now + 10**14, None):
+        assert fit.misfit(ask(ts)) is None
+    for ts in (now // 10**3, now // 10**6, 0, -5):
+        assert (fit.misfit(ask(ts)) or "").startswith(f"ts: {ts} is 19")
+        assert Fit(CODEC).misfit(ask(ts)) is None  # data without times say nothing of it
+    with pytest.raises(ValidationError, match="less than or equal"):
+        ask(now * 10**3)
+
+
+def ask(ts: int | None) -> Request:
+    return Request(request_id="r", user_id="u", ts=ts, candidates=("a",))
+
+
+def test_a_candidate_twice_is_refused() -> None:
+    with pytest.raises(ValidationError, match=r"candidates\.2: 'a' is there twice"):
+        Request(request_id="r", user_id="u", candidates=("a", "b", "a"))

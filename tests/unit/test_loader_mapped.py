@@ -126,6 +126,43 @@ def test_derived_impressions_contexts_items_and_time(tmp_path: Path) -> None:
     assert items["s2"]["attributes"] == []
 
 
+def test_a_lead_hides_the_look_before_the_purchase(tmp_path: Path) -> None:
+    """Each order is preceded by a look at the same item, 20 minutes before."""
+    looks = [
+        f"c{n % 4},s{(n * 7) % 11},{DAYS[n // 4]} {8 + n % 12:02d}:{{}},{{}},sun,5"
+        for n in range(80)
+    ]
+    log = [line.format("10:00", "seen") for line in looks]
+    log += [line.format("30:00", "bought") for line in looks]
+    source, options = write(tmp_path / "src", DERIVED, events=[EVENTS[0], *log])
+    import_dataset("mapped", source, tmp_path / "plain", options)
+    led = changed(DERIVED, "impressions.lead_minutes", 30)
+    source, options = write(tmp_path / "src", led, events=[EVENTS[0], *log])
+    card = import_dataset("mapped", source, tmp_path / "led", options).data_card
+    assert "requested 30 minutes before" in card.label_rule
+    assert check(tmp_path / "led").ok
+    for name, gives_away in (("plain", True), ("led", False)):
+        events = rows_of(tmp_path / name, "events")
+        for row in rows_of(tmp_path / name, "impressions"):
+            (bought,) = row["clicks"]
+            last = [e for e in events if e["user_id"] == row["user_id"] and e["ts"] < row["ts"]][
+                -1:
+            ]
+            recent = [e for e in last if row["ts"] - e["ts"] < 1_800_000_000]
+            assert (bought in [e["item_id"] for e in recent]) == gives_away
+
+
+def test_days_are_cut_at_local_midnight(tmp_path: Path) -> None:
+    for zone, offset in (("Europe/Berlin", "+02:00"), ("UTC", "+00:00")):
+        mapping = changed(DERIVED, "events.time.timezone", zone)
+        source, options = write(tmp_path / "src", mapping)
+        card = import_dataset("mapped", source, tmp_path / zone[:3], options).data_card
+        assert ("of Europe/Berlin" in card.split_rule) == (zone != "UTC")
+        for bound in card.split_bounds.values():
+            local = pd.Timestamp(bound).tz_convert(offset if zone == "UTC" else zone)
+            assert local == local.normalize()
+
+
 def test_derived_same_area_negatives_share_the_items_area(tmp_path: Path) -> None:
     mapping = changed(
         DERIVED, "impressions.negatives", {"rule": "same-area", "count": 2, "seed": 5}
@@ -331,6 +368,14 @@ BAD_MAPPINGS = {
     "areas": (
         changed(NO_AREAS, "impressions.negatives.rule", "same-area"),
         "mapping: negatives of rule same-area need items with location.area",
+    ),
+    "positive": (
+        changed(DERIVED, "impressions.positive", "buy"),
+        "impressions.derived.positive: unknown behaviours ['buy']; known are click",
+    ),
+    "count": (
+        changed(DERIVED, "impressions.negatives.count", 11),
+        "impressions.negatives.count is 11, but beside a positive the log holds only 10 items",
     ),
     "edges": (
         changed(DERIVED, "contexts.temperature.edges", [10, 0]),

@@ -121,6 +121,8 @@ GOOD = '{"request_id": "a", "user_id": "u", "candidates": ["i01"]}'
         ('{"request_id": "b"', "line 3: Invalid JSON"),
         (GOOD.replace("}", ', "mealtime": "noon"}'), "line 3: mealtime: Extra inputs"),
         (GOOD.replace("}", ', "ts": 100000000000000000000}'), "line 3: ts: "),
+        (GOOD.replace("}", f', "ts": {START // 1000}}}'), "line 3: ts: .*µs since 1970, UTC"),
+        (GOOD.replace('"i01"', '"i01", "i01"'), r"line 3: candidates\.1: 'i01' is there twice"),
         (
             GOOD.replace("}", ', "history": [{"item_id": "a", "behaviour": "clik"}]}'),
             r"line 3: history\.0\.behaviour: unknown behaviour 'clik'; known are",
@@ -150,6 +152,11 @@ def test_a_bad_line_is_named_and_nothing_written(
         (dict(ts=["now", "then"]), "column ts is string, it must be int64"),
         (dict(candidates=["i01", "i02"]), "column candidates is string"),
         (dict(history_end=[0, -1]), "row 1: history_end is less than 0"),
+        (
+            dict(ts=[START, START // 1000]),
+            "row 1: ts: .* is 1970-.*, before the data of this model",
+        ),
+        (dict(candidates=[["i01"], ["i02", "i03", "i02"]]), "row 1: a candidate is there twice"),
         (dict(context=["lunch", "dinner"]), "column context is string, it must be a struct"),
     ],
 )

@@ -109,9 +109,19 @@ def test_top_k_and_explanations(root: Path, http: TestClient) -> None:
     events = dict(zip(request.candidates, predictor.explain([request])[0], strict=True))
     for item in short:
         expected = events[item["item_id"]]
-        assert [event["item_id"] for event in item["explanation"]] == [name for name, _ in expected]
-        given = [event["weight"] for event in item["explanation"]]
-        assert given == pytest.approx([weight for _, weight in expected])
+        given = [tuple(event.values()) for event in item["explanation"]]
+        assert given == [(*event[:3], pytest.approx(event.weight)) for event in expected]
+
+
+def test_answers_say_what_was_not_known(http: TestClient) -> None:
+    for user, cold in ((fixtures.USERS[0], False), ("stranger", True)):
+        request = dict(request_id="r", user_id=user, candidates=[fixtures.ITEMS[0], "no such item"])
+        answer = post(http, "ctr", request).json()
+        assert answer["cold_user"] is cold
+        known = {item["item_id"]: item["known"] for item in answer["items"]}
+        assert known == {fixtures.ITEMS[0]: True, "no such item": False}
+    sent = request | {"history": [{"item_id": fixtures.ITEMS[1]}]}
+    assert post(http, "ctr", sent).json()["cold_user"] is False
 
 
 def test_models_and_health(root: Path, http: TestClient) -> None:
@@ -133,7 +143,14 @@ def test_every_refusal_says_why(http: TestClient) -> None:
     unknown_after_known = [{"item_id": "a", "ts": 5}, {"item_id": "a"}]
     assert "51 entries" in refused(post(http, "ctr", good | {"candidates": many}), 422,
                                    "bad_request").detail  # fmt: skip
-    refused(post(http, "ctr", good | {"modle": 1}), 422, "bad_request")
+    wrong = refused(post(http, "ctr", good | {"modle": 1}), 422, "bad_request")
+    assert wrong.request_id == good["request_id"]
+    for ts in (fixtures.NOW // 1000, fixtures.NOW // 10**6):  # in ms, in s
+        assert "µs since 1970" in refused(post(http, "ctr", good | {"ts": ts}), 422,
+                                          "bad_request").detail  # fmt: skip
+    twice = [good["candidates"][0]] * 2
+    assert "twice" in refused(post(http, "ctr", good | {"candidates": twice}), 422,
+                              "bad_request").detail  # fmt: skip
     wrong = refused(post(http, "ctr", good | {"context": {"meal": 3}}), 422, "bad_request")
     assert wrong.detail.startswith("context.meal")
     assert wrong.request_id == good["request_id"]

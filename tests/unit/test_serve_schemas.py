@@ -23,7 +23,7 @@ def test_good_requests() -> None:
         dict(ts=5, tz_offset_min=120, context={"meal": "lunch", "degrees": 3}),
         dict(history=[EVENT, EVENT], explain=True, top_k=1),
         dict(history_end=4, candidates=["ü" * 8]),
-        dict(ts=2**63 - 1, history_end=2**63 - 1, history=[dict(item_id="a"), EVENT]),
+        dict(ts=253_402_300_799_999_999, history_end=2**63 - 1, history=[dict(item_id="a"), EVENT]),
     ):
         assert isinstance(parsed(**change), RankRequest)
 
@@ -53,7 +53,7 @@ def test_good_requests() -> None:
         (dict(history=[dict(item_id="a", ts=-(2**63))]), "history.0.ts: "),
         (dict(ts=10**20), "ts: "),
         (dict(history_end=10**20), "history_end: "),
-        (dict(candidates=["a"] * 4), "candidates: 4 entries, at most 3"),
+        (dict(candidates=list("abcd")), "candidates: 4 entries, at most 3"),
         (dict(history=[EVENT] * 3), "history: 3 entries, at most 2"),
         (dict(context={"a": 1, "b": 1, "c": 1}), "context: 3 entries, at most 2"),
         (dict(history=[{**EVENT, "context": {"a": 1, "b": 1, "c": 1}}]), "context: 3 entries"),

@@ -17,6 +17,7 @@ from raysys.data.loaders.mapped_requests import (
     derived_impressions,
     given_lists,
     given_rows,
+    lead_us,
     moments,
     positive_rows,
 )
@@ -103,8 +104,9 @@ def _derived(
     positives = positive_rows(shown, events)
     areas = _areas(items)
     if mapping.timed:
-        ts = combined(events["ts"]).to_numpy()
-        bounds = time_bounds(ts[positives.rows], mapping.split)
+        # Each event belongs to the split of the request that it would make.
+        ts = combined(events["ts"]).to_numpy() - lead_us(shown)
+        bounds = time_bounds(ts[positives.rows], mapping.split, mapping.zone)
         split = split_by_time(ts, bounds)
         return events, derived_impressions(shown, events, positives, split, areas, None), bounds
     # Without time a (user, item) pair is one fact: all its rows go to one fold, and a request
@@ -138,7 +140,7 @@ def _given(
         events, ends = given.folded_events(split, _history(mapping))
         return events, given.impressions(split, ends), None
     ts = combined(given.table["ts"]).to_numpy()
-    bounds = time_bounds(ts, mapping.split)
+    bounds = time_bounds(ts, mapping.split, mapping.zone)
     events = (
         given.timed_events()
         if mapping.events is None
@@ -167,6 +169,8 @@ def _card(mapping: Mapping, bounds: Bounds, folds: Folds) -> DataCard:
     rule = shown.negatives if isinstance(shown, Derived) else None
     if isinstance(shown, Derived):
         label = f"click = event of behaviour {' or '.join(shown.positive)}"
+        if shown.lead_minutes:
+            label += f", requested {shown.lead_minutes:g} minutes before"
     else:
         label = f"click = column {shown.clicks if isinstance(shown, GivenLists) else shown.click}"
     return DataCard(
@@ -174,7 +178,7 @@ def _card(mapping: Mapping, bounds: Bounds, folds: Folds) -> DataCard:
         version=mapping.version,
         reader=Mapped.name,
         label_rule=label,
-        split_rule=mapping.split.describe() if bounds else folds.describe("requests"),
+        split_rule=mapping.split.describe(mapping.zone) if bounds else folds.describe("requests"),
         split_bounds=bounds_text(bounds) if bounds else {},
         negative_policy=rule.describe() if rule else "logged",
         negative_seed=rule.seed if rule else None,

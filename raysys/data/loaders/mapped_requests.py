@@ -280,6 +280,11 @@ def moments(events: pa.Table) -> Int64Array:
     return pair_codes(user, other)
 
 
+def lead_us(shown: Derived) -> int:
+    """How long before a positive its request is made, in µs."""
+    return round(shown.lead_minutes * 60_000_000)
+
+
 def derived_impressions(
     shown: Derived,
     events: pa.Table,
@@ -291,9 +296,15 @@ def derived_impressions(
     """Impressions of the positive events; `split` and `history_end` are per event row.
 
     Raises:
-        ConfigError: rule same-area, but no item has an area.
+        ConfigError: rule same-area, but no item has an area; more negatives than items.
     """
     ids = events["item_id"].combine_chunks()
+    others = pc.count_distinct(ids).as_py() - 1
+    if shown.negatives.count > others:
+        raise ConfigError(
+            f"mapping: impressions.negatives.count is {shown.negatives.count}, but beside a "
+            f"positive the log holds only {others} items; choose at most that many"
+        )
     item = codes_of(ids)
     area = None
     if shown.negatives.rule == "same-area":
@@ -319,6 +330,8 @@ def derived_impressions(
         for name in ("user_id", "ts", "tz_offset_min", "context")
         if name in taken.column_names
     }
+    if "ts" in columns:
+        columns["ts"] = pc.subtract(columns["ts"], lead_us(shown))
     columns |= {
         "impression_id": numbered("i", np.arange(len(taken))),
         "candidates": candidates,

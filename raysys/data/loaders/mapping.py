@@ -9,7 +9,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_valida
 
 from raysys.data.loaders.local_time import Part
 from raysys.data.loaders.negatives import NegativeRule
-from raysys.data.schema import BEHAVIOURS
+from raysys.data.manifest import known_behaviours
 from raysys.data.split import TimeCut
 from raysys.errors import DataError
 from raysys.options import load_yaml, validate
@@ -72,9 +72,7 @@ class BehaviourColumn(_Frozen):
     def _one_of(self) -> Self:
         if (self.constant is None) == (self.column is None):
             raise ValueError("name either a column (with values) or a constant")
-        unknown = sorted({*self.values.values(), *filter(None, [self.constant])} - {*BEHAVIOURS})
-        if unknown:
-            raise ValueError(f"unknown behaviours {unknown}; known are {', '.join(BEHAVIOURS)}")
+        known_behaviours((*self.values.values(), *filter(None, [self.constant])))
         return self
 
 
@@ -186,11 +184,21 @@ class GivenRows(Files):
 
 
 class Derived(_Frozen):
-    """Every event of a `positive` behaviour is a request; its negatives follow a stated rule."""
+    """Every event of a `positive` behaviour is a request; its negatives follow a stated rule.
+
+    `lead_minutes`: how long before the positive the request is taken to be made. What happens in
+    between, such as the look that leads to a purchase, is not in its history.
+    """
 
     kind: Literal["derived"]
     positive: Names
     negatives: NegativeRule = NegativeRule()
+    lead_minutes: float = Field(default=0, ge=0, allow_inf_nan=False)
+
+    @field_validator("positive")
+    @classmethod
+    def _known(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        return known_behaviours(value)
 
 
 class Mapping(_Frozen):
@@ -210,10 +218,7 @@ class Mapping(_Frozen):
     @field_validator("history")
     @classmethod
     def _known(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        unknown = sorted({*value} - {*BEHAVIOURS})
-        if unknown:
-            raise ValueError(f"unknown behaviours {unknown}; known are {', '.join(BEHAVIOURS)}")
-        return value
+        return known_behaviours(value)
 
     @model_validator(mode="after")
     def _complete(self) -> Self:
@@ -226,16 +231,28 @@ class Mapping(_Frozen):
                 "events beside given impressions need times on both: nothing else says which "
                 "events came first. Without times leave events out; clicks become the history"
             )
+        if not self.timed and isinstance(shown, Derived) and shown.lead_minutes:
+            raise ValueError("lead_minutes needs a time column")
         if not self.timed and any(feature.part for feature in self.contexts.values()):
             raise ValueError("parts of the local time need a time column")
         return self
 
     @property
-    def timed(self) -> bool:
-        """Whether requests have times."""
+    def time(self) -> TimeColumn | None:
+        """When requests are made; None if the log does not say."""
         shown = self.impressions
         source = self.events if isinstance(shown, Derived) else shown
-        return source is not None and source.time is not None
+        return source.time if source else None
+
+    @property
+    def zone(self) -> str:
+        """Time zone of the log's days."""
+        return self.time.timezone if self.time else "UTC"
+
+    @property
+    def timed(self) -> bool:
+        """Whether requests have times."""
+        return self.time is not None
 
 
 def read_mapping(path: Path) -> Mapping:
