@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,8 @@ def run(
     repeats: int = 3,
     warmup_steps: int = 3,
     steps: int = 12,
+    ray_warmup_steps: int = 8,
+    ray_steps: int = 20,
     batch_size: int = 8192,
     embedding_dim: int = 64,
     attention_units: Sequence[int] = (64,),
@@ -57,7 +59,8 @@ def run(
 
     Default sizes are those of FuxiCTR's own DIN configuration; the data is a planted world.
     `ratio` is of medians at the first of `history_lengths`. `ray_overhead` is one Ray Train
-    worker over the bare loop. `scaling` is two workers with one core each over twice one worker
+    worker over the bare loop, both over `ray_steps` after `ray_warmup_steps`, so that what Ray does
+    while it starts is not counted. `scaling` is two workers with one core each over twice one worker
     with one core, all on the same global batch. `same_losses` trains both sides from the same
     weights on the same rows in the same order. `loaders` reads an epoch without training, from
     mapped columns and through Ray Data. `busy_before` is the CPU share of others in the
@@ -79,7 +82,8 @@ def run(
         beside = {
             length: bench.beside(length, repeats, loader_processes) for length in history_lengths
         }
-        ray = bench.under_ray(history_lengths[0], repeats)
+        longer = replace(sizes, warmup_steps=ray_warmup_steps, steps=ray_steps)
+        ray = bench.under_ray(history_lengths[0], repeats, longer)
         loaders = bench.loaders(history_lengths[0])
     main = beside[history_lengths[0]]
     return {
@@ -161,7 +165,7 @@ class _Bench:
             "n_params": {name: figures[0]["n_params"] for name, figures in runs.items()},
         }
 
-    def under_ray(self, length: int, repeats: int) -> Figures:
+    def under_ray(self, length: int, repeats: int, sizes: Sizes) -> Figures:
         """The bare loop, Ray Train on one worker, one pinned worker, two pinned workers."""
         ways: dict[str, Figures] = {
             "bare": dict(workers=0),
@@ -172,7 +176,7 @@ class _Bench:
         runs: dict[str, list[Figures]] = {way: [] for way in ways}
         for _ in range(repeats):
             for way, options in ways.items():
-                runs[way].append(self.raysys(length, **options))
+                runs[way].append(self.raysys(length, sizes=sizes, **options))
         median = {way: _median(figures) for way, figures in runs.items()}
         return {
             "ray_overhead": median["one_worker"] / median["bare"],
@@ -205,9 +209,10 @@ class _Bench:
         workers: int = 0,
         threads: int | None = None,
         pin: bool = False,
+        sizes: Sizes | None = None,
     ) -> Figures:
         """One run of ours."""
-        sizes = self.sizes
+        sizes = sizes or self.sizes
         job = Job(
             data=str(self.data.dataset.path),
             batch_size=sizes.batch_size,

@@ -244,7 +244,11 @@ def _worker(job: dict[str, Any]) -> None:
 
 def _worker_env(settings: TrainConfig) -> dict[str, str]:
     passed = {key: value for key, value in os.environ.items() if key.startswith(_PASSED_ON)}
-    return {**passed, "OMP_NUM_THREADS": str(settings.threads_per_worker)}
+    # Ray runs the loop in a thread, and what is freed in the malloc arena of a thread goes back to
+    # the kernel after every step whatever `keep_freed_memory` says. One arena serves all threads.
+    arenas = os.environ.get("MALLOC_ARENA_MAX", "1")
+    threads = str(settings.threads_per_worker)
+    return {**passed, "OMP_NUM_THREADS": threads, "MALLOC_ARENA_MAX": arenas}
 
 
 def _move_aside_snapshot(folder: Path) -> None:
