@@ -45,6 +45,7 @@ def run(
     repeats: int = 3,
     warmup_steps: int = 3,
     steps: int = 12,
+    ray_repeats: int = 5,
     ray_warmup_steps: int = 8,
     ray_steps: int = 20,
     batch_size: int = 8192,
@@ -59,12 +60,12 @@ def run(
 
     Default sizes are those of FuxiCTR's own DIN configuration; the data is a planted world.
     `ratio` is of medians at the first of `history_lengths`. `ray_overhead` is one Ray Train
-    worker over the bare loop, both over `ray_steps` after `ray_warmup_steps`, so that what Ray does
-    while it starts is not counted. `scaling` is two workers with one core each over twice one worker
-    with one core, all on the same global batch. `same_losses` trains both sides from the same
-    weights on the same rows in the same order. `loaders` reads an epoch without training, from
-    mapped columns and through Ray Data. `busy_before` is the CPU share of others in the
-    second before each run.
+    worker over the bare loop. `scaling` is two workers with one core each over twice one worker
+    with one core, all on the same global batch. Both are of medians of `ray_repeats` rounds and
+    count from `ray_warmup_steps` on, when Ray's own processes have started. `same_losses` trains
+    both sides from the same weights on the same rows in the same order. `loaders` reads an epoch
+    without training, from mapped columns and through Ray Data. `busy_before` is the CPU share of
+    others in the second before each run.
     """
     data = prepare(Dataset(planted_world(users, days, seed)))
     sizes = Sizes(
@@ -83,7 +84,7 @@ def run(
             length: bench.beside(length, repeats, loader_processes) for length in history_lengths
         }
         longer = replace(sizes, warmup_steps=ray_warmup_steps, steps=ray_steps)
-        ray = bench.under_ray(history_lengths[0], repeats, longer)
+        ray = bench.under_ray(history_lengths[0], ray_repeats, longer)
         loaders = bench.loaders(history_lengths[0])
     main = beside[history_lengths[0]]
     return {
