@@ -9,6 +9,7 @@ import pyarrow as pa
 
 from raysys.artifacts.run import save_run
 from raysys.ctr.din import DIN, DINConfig
+from raysys.ctr.retrievers.config import RetrieverConfig
 from raysys.data.dataset import Dataset, DatasetWriter
 from raysys.data.features import FeatureConfig, fit_features
 from raysys.data.manifest import DataCard
@@ -84,14 +85,21 @@ def dataset(root: Path) -> Prepared:
 
 
 @cache
-def ctr_run(root: Path, *, histories: bool = True) -> Path:
+def ctr_run(
+    root: Path, *, histories: bool = True, retriever: RetrieverConfig | None = None
+) -> Path:
     """Run folder of an untrained DIN."""
     data = dataset(root)
     features = fit_features(data, FeatureConfig())
     options = DINConfig(
-        embedding_dim=4, hidden=(8,), attention_hidden=(8,), init_std=0.5, orders=True
+        embedding_dim=4,
+        hidden=(8,),
+        attention_hidden=(8,),
+        init_std=0.5,
+        orders=True,
+        retriever=retriever,
     )
-    name = f"ctr-{histories}"
+    name = f"ctr-{histories}-{retriever.kind if retriever else None}"
     return _save(root / name, data, "ctr/din", DIN, options, features, {}, histories)
 
 

@@ -43,12 +43,12 @@ class PastEvent(NamedTuple):
 
 
 class _Chunk(NamedTuple):
-    """Requests scored at once: their indices, their batch, and where it was gathered from."""
+    """Requests scored at once: their indices, their batch, and what it was gathered from."""
 
     chosen: npt.NDArray[np.int64]
     batch: Batch
     pointers: Pointers
-    histories: Histories
+    collate: Collator
 
 
 class Predictor:
@@ -78,7 +78,7 @@ class Predictor:
         known = histories if histories is not None else run.histories
         self.histories = known if known is not None else Histories.empty(self.codec)
         self.unknown: Counter[str] = Counter()
-        self._collate = self._collator(self.histories)
+        self._collate = self.model.collator(self.histories, self.codec)
 
     @classmethod
     def load(
@@ -153,7 +153,8 @@ class Predictor:
         """
         columns = self._columns(requests)
         out: list[list[list[PastEvent]]] = [[] for _ in range(len(columns))]
-        for chosen, batch, pointers, histories in self._batches(columns):
+        for chosen, batch, pointers, collate in self._batches(columns):
+            events_of = collate.rows(pointers)
             with torch.inference_mode():
                 weights = self.model.event_weights(batch)
             where = weights.abs().argsort(dim=-1, descending=True, stable=True)[..., :top]
@@ -165,7 +166,7 @@ class Predictor:
                         weight = float(weights[row, column, position])
                         if weight and item >= FIRST:
                             behaviour = BEHAVIOURS[int(batch.history_behaviour[row, position])]
-                            ts = int(histories.ts[pointers.end[row] - 1 - position])
+                            ts = int(collate.histories.ts[events_of[row, position]])
                             events.append(
                                 PastEvent(
                                     self.run.catalogue.item_ids[item - FIRST].as_py(),
@@ -191,10 +192,8 @@ class Predictor:
         if columns.inline:
             chosen = np.array(sorted(columns.inline), np.int64)
             own = columns.inline_histories(self.run.catalogue, self.codec)
-            yield from self._chunks(columns.renamed_inline(), chosen, self._collator(own))
-
-    def _collator(self, histories: Histories) -> Collator:
-        return Collator(histories, self.codec, self.model.history_length)
+            collate = self.model.collator(own, self.codec)
+            yield from self._chunks(columns.renamed_inline(), chosen, collate)
 
     def _chunks(
         self, part: Requests, names: npt.NDArray[np.int64], collate: Collator
@@ -206,9 +205,7 @@ class Predictor:
             pointers = chunk.pointers(self.run.catalogue, collate.histories, self.codec)
             self.unknown["items"] += int((pointers.candidates == OOV).sum())
             self.unknown["users"] += int((collate.histories.lookup(chunk.users) < 0).sum())
-            yield _Chunk(
-                names[chosen], collate(pointers).to(self.device), pointers, collate.histories
-            )
+            yield _Chunk(names[chosen], collate(pointers).to(self.device), pointers, collate)
 
 
 def _rows(offsets: npt.NDArray[np.int64], chosen: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:

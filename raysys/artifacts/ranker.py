@@ -8,9 +8,11 @@ import torch
 from pydantic import BaseModel
 from torch import Tensor, nn
 
-from raysys.data.batch import Batch
+from raysys.data.batch import Batch, Collator
 from raysys.data.catalogue import Catalogue
+from raysys.data.contexts import ContextCodec
 from raysys.data.features import FeatureSpace
+from raysys.data.histories import Histories
 from raysys.errors import ArtifactError
 from raysys.layers.embedding import ItemEncoder
 
@@ -28,7 +30,7 @@ class Ranker(nn.Module):
     """Base of all rankers.
 
     A subclass names its `Config` (a frozen pydantic model) and builds itself from features.
-    `history_length` is the L it wants gathered.
+    `history_length` is the longest L it wants gathered.
     """
 
     Config: type[BaseModel]
@@ -51,6 +53,13 @@ class Ranker(nn.Module):
     @abstractmethod
     def event_weights(self, batch: Batch) -> Tensor:
         """How much each past event counts for each candidate [B, C, L]; 0 for padding."""
+
+    def collator(self, histories: Histories, codec: ContextCodec) -> Collator:
+        """What gathers this model's batches, in training, evaluation and serving alike.
+
+        codec: the model's context features.
+        """
+        return Collator(histories, codec, self.history_length)
 
     def bind(self, catalogue: Catalogue) -> None:
         """Give the model the items it ranks."""

@@ -14,7 +14,7 @@ from raysys.recipes.registry import recipe_of
 
 
 def train(
-    recipe: Annotated[str, typer.Argument(help="ctr/din, ctr/dcnv2 or news/nrms.")],
+    recipe: Annotated[str, typer.Argument(help="ctr/din, ctr/dcnv2, ctr/finalmlp or news/nrms.")],
     overrides: Annotated[
         list[str] | None, typer.Argument(help="key=value, e.g. train.lr=0.01 train.workers=2")
     ] = None,

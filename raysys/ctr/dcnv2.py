@@ -71,16 +71,11 @@ class DCNv2(CTRRanker):
     def logits(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
         """Logits [B, C] of click and order."""
         candidates = self.candidate_vectors(batch)
-        real = batch.history_mask.unsqueeze(-1).to(candidates.dtype)
-        count = real.sum(1).clamp(min=1)
-        pooled = (self.event_vectors(batch) * real).sum(1) / count
-        shared = torch.cat([pooled, self.request_vectors(batch)], -1)
+        shared = torch.cat([self.pooled_history(batch), self.request_vectors(batch)], -1)
         x = torch.cat([candidates, shared.unsqueeze(1).expand(*candidates.shape[:2], -1)], -1)
         out = self.heads(torch.cat([self.cross(x), self.deep(x)], -1))
         return out[..., 0], out[..., 1] if self.orders else None
 
     def event_weights(self, batch: Batch) -> Tensor:
         """Mean pooling counts every event alike: 1 / history length [B, C, L]."""
-        real = batch.history_mask.to(torch.float32)
-        weights = real / real.sum(1, keepdim=True).clamp(min=1)
-        return weights.unsqueeze(1).expand(-1, batch.candidates.shape[1], -1)
+        return self.mean_weights(batch)

@@ -1,6 +1,10 @@
-"""DIN: target attention over the recent history (Zhou et al., KDD 2018), with contexts."""
+"""DIN: target attention over past events (Zhou et al., KDD 2018), with contexts.
 
-from collections.abc import Sequence
+Which events these are is the business of a retriever (`raysys.ctr.retrievers`).
+"""
+
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Annotated, Self
 
 import torch
@@ -8,9 +12,16 @@ from pydantic import Field
 from torch import Tensor
 
 from raysys.ctr.ranker import CTRConfig, CTRRanker, Width
-from raysys.data.batch import Batch
+from raysys.ctr.retrievers.base import Pairs, Retriever, Widths
+from raysys.ctr.retrievers.build import retriever_of, selector_of
+from raysys.ctr.retrievers.config import RetrieverConfig
+from raysys.data.batch import Batch, Collator, Selector
+from raysys.data.catalogue import Catalogue
+from raysys.data.contexts import ContextCodec
 from raysys.data.features import FeatureSpace
+from raysys.data.histories import Histories
 from raysys.layers.attention import TargetAttention
+from raysys.layers.losses import pointwise_bce
 from raysys.layers.mlp import MLP, Activation
 
 
@@ -22,11 +33,18 @@ class DINConfig(CTRConfig):
     attention_softmax: bool = False
     activation: Activation = "relu"
     match: bool = True  # candidate ∘ interest as an input of the towers
+    # Which past events; None: the newest `history_length`, which a retriever replaces.
+    retriever: RetrieverConfig | None = None
 
 
 class DIN(CTRRanker):
     """Candidates attend to past events; the request's context is part of the query and each
     event's own context part of its key, so that the match may depend on the situation.
+
+    Args (beside those of `CTRRanker`):
+        retriever: makes what searches the window for each candidate, from the layout of the
+            vectors; called last, so that all other weights begin alike whatever it makes.
+        selector: makes what chooses the window of each request.
     """
 
     Config = DINConfig
@@ -51,6 +69,8 @@ class DIN(CTRRanker):
         behaviours: bool = True,
         init_std: float = 0.1,
         sparse_embeddings: bool = False,
+        retriever: Callable[[Widths], Retriever | None] | None = None,
+        selector: Callable[[], Selector] | None = None,
     ) -> None:
         super().__init__(
             item_cardinalities,
@@ -64,7 +84,7 @@ class DIN(CTRRanker):
             init_std=init_std,
             sparse_embeddings=sparse_embeddings,
         )
-        self.attention = TargetAttention(
+        self.attention: TargetAttention | None = TargetAttention(
             self.event_width,
             attention_hidden,
             act=attention_activation,
@@ -78,23 +98,83 @@ class DIN(CTRRanker):
 
         self.click = tower()
         self.order = tower() if orders else None
+        self.selector = selector
+        fields = len(context_cardinalities) + behaviours
+        widths = Widths(self.items.width, fields, embedding_dim)
+        self.retriever = None if retriever is None else retriever(widths)
+        self.first_stage: MLP | None = None
+        if self.retriever is not None:
+            if not self.retriever.attends:
+                self.attention = None
+            if self.retriever.first_stage_width:
+                given = self.items.width + self.retriever.first_stage_width
+                self.first_stage = MLP(given, hidden, out=1, act=activation, dropout=dropout)
 
     @classmethod
     def from_config(cls, config: DINConfig, features: FeatureSpace) -> Self:
-        """Build for fitted features."""
+        """Build for fitted features.
+
+        Raises:
+            ConfigError: a retriever that these features do not allow.
+        """
+        options = config.model_dump(exclude={"retriever"})
+        if config.retriever is not None:
+            options["history_length"] = config.retriever.gathered
         return cls(
             features.item_cardinalities,
             features.context_cardinalities,
             features.vectors,
-            **config.model_dump(),
+            **options,
+            retriever=partial(retriever_of, config.retriever, features),
+            selector=selector_of(config.retriever, features),
         )
+
+    def collator(self, histories: Histories, codec: ContextCodec) -> Collator:
+        """See `Ranker`: with the events that the selector chooses."""
+        selector = None if self.selector is None else self.selector()
+        return Collator(histories, codec, self.history_length, selector)
+
+    def bind(self, catalogue: Catalogue) -> None:
+        """See `Ranker`."""
+        super().bind(catalogue)
+        if self.retriever is not None:
+            self.retriever.bind(self.items.codes)
 
     def logits(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
         """Logits [B, C] of click and order."""
-        candidates = self.candidate_vectors(batch)
-        interest = self.attention(
-            self.query_vectors(batch, candidates), self.event_vectors(batch), batch.history_mask
+        return self._towers(batch, self._pairs(batch))
+
+    def loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """As of all CTR rankers, plus BCE of the click from the retriever's first stage alone
+        where that has weights to learn (SIM, Pi et al., CIKM 2020, §3.2: both with weight 1)."""
+        pairs = self._pairs(batch)
+        loss, weight = self.cost(*self._towers(batch, pairs), batch)
+        if self.first_stage is not None:
+            assert self.retriever is not None
+            assert batch.clicks is not None
+            found = self.retriever.first_stage(pairs)
+            logits = self.first_stage(torch.cat([pairs.query[..., : self.items.width], found], -1))
+            loss = loss + pointwise_bce(logits.squeeze(-1), batch.clicks, batch.candidate_mask)[0]
+        return loss, weight
+
+    def _pairs(self, batch: Batch) -> Pairs:
+        return Pairs(
+            query=self.query_vectors(batch, self.candidate_vectors(batch)),
+            keys=self.event_vectors(batch),
+            mask=batch.history_mask,
+            candidates=batch.candidates,
+            events=batch.history_items,
         )
+
+    def _interest(self, pairs: Pairs) -> Tensor:
+        if self.retriever is not None:
+            return self.retriever(pairs, self.attention)
+        assert self.attention is not None
+        return self.attention(pairs.query, pairs.keys, pairs.mask)
+
+    def _towers(self, batch: Batch, pairs: Pairs) -> tuple[Tensor, Tensor | None]:
+        candidates = pairs.query[..., : self.items.width]
+        interest = self._interest(pairs)
         request = self.request_vectors(batch).unsqueeze(1).expand(*candidates.shape[:2], -1)
         parts = [candidates, interest, request]
         if self.match:
@@ -106,6 +186,10 @@ class DIN(CTRRanker):
         return click, None if self.order is None else self.order(x).squeeze(-1)
 
     def event_weights(self, batch: Batch) -> Tensor:
-        """The attention weights of DIN's activation unit [B, C, L]."""
-        query = self.query_vectors(batch, self.candidate_vectors(batch))
-        return self.attention.weights(query, self.event_vectors(batch), batch.history_mask)
+        """The weights of DIN's activation unit [B, C, L], 0 for events not retrieved; of SDIM
+        those of its sum."""
+        pairs = self._pairs(batch)
+        if self.retriever is not None:
+            return self.retriever.weights(pairs, self.attention)
+        assert self.attention is not None
+        return self.attention.weights(pairs.query, pairs.keys, pairs.mask)

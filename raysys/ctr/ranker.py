@@ -101,6 +101,19 @@ class CTRRanker(Ranker):
             parts.append(self.behaviours(batch.history_behaviour))
         return torch.cat(parts, -1)
 
+    def pooled_history(self, batch: Batch) -> Tensor:
+        """Mean of the past events [B, event width]; zeros without any."""
+        events = self.event_vectors(batch)
+        real = batch.history_mask.unsqueeze(-1).to(events.dtype)
+        return (events * real).sum(1) / real.sum(1).clamp(min=1)
+
+    @staticmethod
+    def mean_weights(batch: Batch) -> Tensor:
+        """The part of each event in `pooled_history`, alike for all candidates [B, C, L]."""
+        real = batch.history_mask.to(torch.float32)
+        weights = real / real.sum(1, keepdim=True).clamp(min=1)
+        return weights.unsqueeze(1).expand(-1, batch.candidates.shape[1], -1)
+
     def request_vectors(self, batch: Batch) -> Tensor:
         """What does not depend on the candidate: context and history length [B, F·d + 1]."""
         activity = torch.log1p(batch.history_length.float()) / math.log(1e4)
@@ -120,8 +133,12 @@ class CTRRanker(Ranker):
 
     def loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """BCE of the click, plus BCE of click-and-order where orders are learned."""
+        return self.cost(*self.logits(batch), batch)
+
+    @staticmethod
+    def cost(click: Tensor, order: Tensor | None, batch: Batch) -> tuple[Tensor, Tensor]:
+        """The loss of logits [B, C]."""
         assert batch.clicks is not None
-        click, order = self.logits(batch)
         if order is None:
             return pointwise_bce(click, batch.clicks, batch.candidate_mask)
         assert batch.orders is not None

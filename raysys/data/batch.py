@@ -1,9 +1,9 @@
-"""The one `Batch` type: B requests with their candidates and the window of their history."""
+"""The one `Batch` type: B requests with their candidates and events of their history."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from functools import lru_cache
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -21,7 +21,7 @@ class Batch:
     context [B, F] int64 codes of the request;
     history_items [B, L] int64, newest first; history_mask [B, L] bool, True = real;
     history_context [B, L, F] int64; history_behaviour [B, L] int64;
-    history_age_s [B, L] float32 seconds; history_length [B] int64 before the cut;
+    history_age_s [B, L] float32 seconds; history_length [B] int64 before the choice of L;
     candidates [B, C] int64; candidate_mask [B, C] bool, True = real;
     clicks, orders [B, C] float32 labels, None when scoring.
     """
@@ -76,6 +76,17 @@ class Pointers:
     orders: npt.NDArray[np.float32] | None = None
 
 
+class Selector(Protocol):
+    """Chooses, for all candidates of a request alike, the past events a model is shown."""
+
+    def rows(self, pointers: Pointers, histories: Histories) -> npt.NDArray[np.int64]:
+        """Event rows [B, K] of `histories`, all inside [start, end) of their request.
+
+        Newest first, none twice, −1 behind the last; K may differ from batch to batch. What is
+        chosen for a request depends on nothing but the request and its events before `end`.
+        """
+
+
 class Collator:
     """Gathers histories and translates context codes to a model's vocabulary.
 
@@ -83,19 +94,34 @@ class Collator:
         histories: where the pointers point.
         codec: the model's context features.
         length: L, the longest window to gather; 0 gathers none.
+        selector: chooses the events instead; without it they are the newest `length`.
     """
 
-    def __init__(self, histories: Histories, codec: ContextCodec, length: int) -> None:
+    def __init__(
+        self,
+        histories: Histories,
+        codec: ContextCodec,
+        length: int,
+        selector: Selector | None = None,
+    ) -> None:
         self.histories = histories
         self.codec = codec
         self.length = length
+        self.selector = selector
         self._past = codec.translator(histories.codec)
         # Requests come from one or two codecs for the life of a collator.
         self._present = lru_cache(maxsize=4)(codec.translator)
 
+    def rows(self, pointers: Pointers) -> npt.NDArray[np.int64]:
+        """Event rows [B, L] behind the history of the batch, −1 where padded."""
+        if self.selector is not None:
+            return self.selector.rows(pointers, self.histories)
+        return self.histories.newest(pointers.start, pointers.end, self.length)
+
     def __call__(self, pointers: Pointers) -> Batch:
-        """Make the batch; its window is as wide as its longest history, at most `length`."""
-        window = self.histories.window(pointers.start, pointers.end, self.length, pointers.ts)
+        """Make the batch; its window is as wide as its longest list of events needs."""
+        length = pointers.end - pointers.start
+        window = self.histories.gather(self.rows(pointers), length, pointers.ts)
         tensor = torch.from_numpy
         # Padding keeps code 0 in every feature, so that masked slots carry nothing.
         context = self._present(pointers.codec)(pointers.context)

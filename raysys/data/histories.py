@@ -25,11 +25,12 @@ _ARRAYS = ("start", "item", "ts", "behaviour", "context")
 
 @dataclass(frozen=True)
 class Window:
-    """The newest L events of B histories; column 0 is the newest event.
+    """L events of each of B histories; column 0 is the newest.
 
     items [B, L] int64 item rows (0 where masked), mask [B, L] bool (True = a real event),
     context [B, L, F] int64 codes, behaviour [B, L] int64, age_s [B, L] float32 seconds before
-    the request (0 where unknown), length [B] int64 full history lengths before the cut to L.
+    the request (0 where unknown), length [B] int64 full history lengths, before
+    the choice of L.
     """
 
     items: npt.NDArray[np.int64]
@@ -102,6 +103,49 @@ class Histories:
             return np.zeros(len(user_rows), np.int64)
         return np.where(user_rows < 0, 0, self.start[np.maximum(user_rows, 0) + shift])
 
+    def newest(
+        self, start: npt.NDArray[np.int64], end: npt.NDArray[np.int64], length: int
+    ) -> npt.NDArray[np.int64]:
+        """Event rows [B, K] of the newest `length` events of each [start, end), newest first.
+
+        Padded with −1; K is what the longest history in the batch needs, at most `length`.
+        """
+        width = int(min(length, max(1, (end - start).max(initial=0))))
+        rows = end[:, None] - 1 - np.arange(width)
+        return np.where(rows >= start[:, None], rows, -1)
+
+    def gather(
+        self,
+        rows: npt.NDArray[np.int64],
+        length: npt.NDArray[np.int64],
+        ts: npt.NDArray[np.int64] | None = None,
+    ) -> Window:
+        """The given events: rows [B, K], −1 where padded; length [B] of the whole histories.
+
+        ts [B] µs of the requests, from which the ages are counted.
+        """
+        mask = rows >= 0
+        shape = rows.shape
+        if len(self.item) == 0:
+            return Window(
+                np.zeros(shape, np.int64),
+                mask,
+                np.zeros((*shape, self.context.shape[1]), np.int64),
+                np.zeros(shape, np.int64),
+                np.zeros(shape, np.float32),
+                length,
+            )
+        index = np.where(mask, rows, 0)
+        items = np.where(mask, self.item[index], 0).astype(np.int64)
+        behaviour = np.where(mask, self.behaviour[index], 0).astype(np.int64)
+        context = np.where(mask[..., None], self.context[index], 0).astype(np.int64)
+        age = np.zeros(shape, np.float32)
+        if ts is not None:
+            event_ts = self.ts[index]
+            known = mask & (event_ts != UNKNOWN_TS) & (ts[:, None] != UNKNOWN_TS)
+            age = np.where(known, (ts[:, None] - event_ts) / 1e6, 0).astype(np.float32)
+        return Window(items, mask, context, behaviour, age, length)
+
     def window(
         self,
         start: npt.NDArray[np.int64],
@@ -109,35 +153,8 @@ class Histories:
         length: int,
         ts: npt.NDArray[np.int64] | None = None,
     ) -> Window:
-        """The newest `length` events of each [start, end), newest first.
-
-        The window is as wide as the longest history in the batch needs, at most `length`.
-        """
-        counts = end - start
-        width = int(min(length, max(1, counts.max(initial=0))))
-        index = end[:, None] - 1 - np.arange(width)
-        mask = index >= start[:, None]
-        index = np.where(mask, index, 0)
-        features = self.context.shape[1]
-        if len(self.item) == 0:
-            shape = index.shape
-            return Window(
-                np.zeros(shape, np.int64),
-                mask,
-                np.zeros((*shape, features), np.int64),
-                np.zeros(shape, np.int64),
-                np.zeros(shape, np.float32),
-                counts,
-            )
-        items = np.where(mask, self.item[index], 0).astype(np.int64)
-        behaviour = np.where(mask, self.behaviour[index], 0).astype(np.int64)
-        context = np.where(mask[..., None], self.context[index], 0).astype(np.int64)
-        age = np.zeros(index.shape, np.float32)
-        if ts is not None:
-            event_ts = self.ts[index]
-            known = mask & (event_ts != UNKNOWN_TS) & (ts[:, None] != UNKNOWN_TS)
-            age = np.where(known, (ts[:, None] - event_ts) / 1e6, 0).astype(np.float32)
-        return Window(items, mask, context, behaviour, age, counts)
+        """The newest `length` events of each [start, end), newest first."""
+        return self.gather(self.newest(start, end, length), end - start, ts)
 
     def save(self, folder: Path) -> None:
         """Write the histories as Arrow IPC columns into `folder`."""

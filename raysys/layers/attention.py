@@ -67,7 +67,7 @@ class TargetAttention(nn.Module):
     def weights(self, query: Tensor, keys: Tensor, mask: Tensor) -> Tensor:
         """Attention weights [B, C, L], 0 for padding; arguments as in `forward`."""
         scores = self.scores(query, keys)
-        real = mask.unsqueeze(1)
+        real = mask if mask.ndim == 3 else mask.unsqueeze(1)
         if not self.softmax:
             return scores * real.to(scores.dtype)
         return masked_softmax(scores, real)
@@ -75,8 +75,8 @@ class TargetAttention(nn.Module):
     def forward(self, query: Tensor, keys: Tensor, mask: Tensor) -> Tensor:
         """Interest of each candidate in the history.
 
-        query [B, C, D], keys [B, L, D], mask [B, L] bool (True = real) → [B, C, D]; zeros where
-        the history is empty.
+        query [B, C, D], keys [B, L, D], mask [B, L] or, where candidates have different events,
+        [B, C, L] bool (True = real) → [B, C, D]; zeros where nothing is real.
         """
         return torch.bmm(self.weights(query, keys, mask), keys)
 

@@ -159,7 +159,7 @@ def train(config: RankerRecipe, session: Session) -> dict[str, Any]:
     options = _settled(config, data)
     model = _model(config.recipe, options, features)
     model.bind(Catalogue.build(items, features, vectors))
-    collator = Collator(data.histories, features.contexts, model.history_length)
+    collator = model.collator(data.histories, features.contexts)
     task = RankingTask(model, data, collator, config.valid_limit)
     result = fit(task, _loader(config, data, collator), config.train, session)
     summary = {

@@ -6,6 +6,7 @@ from typing import Literal
 from raysys.artifacts.ranker import Ranker
 from raysys.ctr.dcnv2 import DCNv2, DCNv2Config
 from raysys.ctr.din import DIN, DINConfig
+from raysys.ctr.finalmlp import FinalMLP, FinalMLPConfig
 from raysys.data.features import FeatureConfig
 from raysys.errors import ConfigError
 from raysys.news.nrms import NRMS, NRMSConfig
@@ -36,6 +37,14 @@ class DCNv2Recipe(RankerRecipe):
     train: TrainConfig = _CTR_TRAIN
 
 
+class FinalMLPRecipe(RankerRecipe):
+    """`ctr/finalmlp`."""
+
+    recipe: Literal["ctr/finalmlp"] = "ctr/finalmlp"
+    model: FinalMLPConfig = FinalMLPConfig()
+    train: TrainConfig = _CTR_TRAIN
+
+
 class NRMSRecipe(RankerRecipe):
     """`news/nrms`: one click against four non-clicks of its impression."""
 
@@ -50,9 +59,15 @@ class NRMSRecipe(RankerRecipe):
 RECIPES: dict[str, type[RankerRecipe]] = {
     "ctr/din": DINRecipe,
     "ctr/dcnv2": DCNv2Recipe,
+    "ctr/finalmlp": FinalMLPRecipe,
     "news/nrms": NRMSRecipe,
 }
-MODELS: dict[str, type[Ranker]] = {"ctr/din": DIN, "ctr/dcnv2": DCNv2, "news/nrms": NRMS}
+MODELS: dict[str, type[Ranker]] = {
+    "ctr/din": DIN,
+    "ctr/dcnv2": DCNv2,
+    "ctr/finalmlp": FinalMLP,
+    "news/nrms": NRMS,
+}
 
 
 def recipe_of(name: str) -> type[RankerRecipe]:

@@ -13,6 +13,17 @@ from serve_fixtures import HOUR, ITEMS, NOW, START, USERS
 
 from raysys.artifacts.predictor import SCORES, Predictor
 from raysys.artifacts.run import load_run
+from raysys.ctr.retrievers.config import (
+    ETA,
+    SDIM,
+    TWIN,
+    Exact,
+    Permuted,
+    Random,
+    RetrieverConfig,
+    SIMHard,
+    SIMSoft,
+)
 from raysys.data.batch import Collator
 from raysys.data.catalogue import Catalogue
 from raysys.data.contexts import FIRST
@@ -197,6 +208,47 @@ def test_explanations_are_the_heaviest_events_of_the_window(
         np.testing.assert_allclose([e.weight for e in row], [w for *_, w in heaviest], rtol=1e-5)
         assert {e.behaviour for e in row} <= {"click", "order"}
     assert predictor.explain([ask("stranger")]) == [[[] for _ in range(6)]]
+
+
+ARMS = [
+    Random(k=4),
+    Exact(k=4, contexts=("meal",)),
+    Permuted(k=4),
+    SIMHard(k=4, category="brand"),
+    SIMSoft(k=4),
+    ETA(k=4),
+    SDIM(),
+    TWIN(k=4),
+]
+
+
+@pytest.mark.parametrize("arm", ARMS, ids=lambda arm: arm.kind)
+def test_every_retriever_is_shown_the_same_of_a_history_sent_or_stored(
+    root: Path, arm: RetrieverConfig
+) -> None:
+    predictor = Predictor.load(fixtures.ctr_run(root, retriever=arm))
+    plain = Predictor.load(fixtures.ctr_run(root))
+    together = [ask(user, request_id=user) for user in USERS]
+    expected = scores(predictor, *together).reshape(len(USERS), -1)
+    for user, own in zip(USERS, expected, strict=True):
+        sent = ask("stranger", history=stored(root, user))
+        same(scores(predictor, sent), own)
+        same(scores(predictor, ask(user)), own)
+    assert not np.allclose(expected[-1], scores(plain, together[-1]))
+
+
+@pytest.mark.parametrize("sent", [False, True])
+def test_explanations_name_events_that_were_chosen(root: Path, sent: bool) -> None:
+    """Lunch on even hours: with exact-context no dinner explains a lunch."""
+    predictor = Predictor.load(fixtures.ctr_run(root, retriever=Exact(k=4, contexts=("meal",))))
+    user = USERS[-1]
+    request = ask("stranger", history=stored(root, user)) if sent else ask(user)
+    past = {event.ts: event.item_id for event in stored(root, user)}
+    lunches = sorted(ts for ts in past if (ts - START) // HOUR % 2 == 0)
+    (rows,) = predictor.explain([request], top=9)
+    for row in rows:
+        assert {event.ts for event in row} == set(lunches[-4:])
+        assert all(past[event.ts] == event.item_id for event in row)
 
 
 def test_items_in_another_order_are_the_same_items(root: Path) -> None:

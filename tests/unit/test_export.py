@@ -15,6 +15,15 @@ from typer.testing import CliRunner
 from raysys.artifacts import export
 from raysys.artifacts.export import check_export, export_run
 from raysys.artifacts.predictor import SCORES, Predictor
+from raysys.ctr.retrievers.config import (
+    ETA,
+    SDIM,
+    TWIN,
+    Exact,
+    RetrieverConfig,
+    SIMHard,
+    SIMSoft,
+)
 from raysys.data.batch import Batch
 from raysys.errors import ArtifactError, StorageFullError
 
@@ -70,6 +79,17 @@ def test_only_the_frozen_table_of_the_items_is_inside(exported: dict[str, Path])
     held = {*program.state_dict, *program.constants}
     assert "ranker.items.table" in held
     assert not [name for name in held if "items" in name and name != "ranker.items.table"]
+
+
+ARMS = [SIMHard(k=4, category="brand"), SIMSoft(k=4), ETA(k=4), SDIM(), TWIN(k=4), Exact(k=4)]
+
+
+@pytest.mark.parametrize("arm", ARMS, ids=lambda arm: arm.kind)
+def test_every_retriever_is_exported(root: Path, arm: RetrieverConfig) -> None:
+    """With windows shorter and longer than the list each candidate attends to."""
+    run = serve_fixtures.ctr_run(root, retriever=arm)
+    exported = export_run(run, root / f"{arm.kind}.pt2")
+    assert exported.max_difference <= 1e-6
 
 
 def test_check_finds_files_that_are_not_the_run(

@@ -3,17 +3,24 @@
 from collections.abc import Callable
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import TypeAdapter, ValidationError
 
 from raysys.artifacts.ranker import Ranker
 from raysys.ctr.dcnv2 import DCNv2, DCNv2Config
 from raysys.ctr.din import DIN, DINConfig
+from raysys.ctr.finalmlp import BilinearFusion, FinalMLP, FinalMLPConfig
+from raysys.ctr.retrievers.config import RetrieverConfig
+from raysys.ctr.retrievers.selectors import ByContext, RandomEvents
 from raysys.data.batch import Batch
+from raysys.data.catalogue import Catalogue
 from raysys.data.contexts import ContextCodec, ContextFeature
 from raysys.data.features import FeatureSpace, HashField
+from raysys.data.histories import Histories
 from raysys.data.schema import BEHAVIOURS
 from raysys.errors import ConfigError
 from raysys.news.nrms import NRMS, NRMSConfig
@@ -30,15 +37,25 @@ FEATURES = FeatureSpace(
     vectors={"title": 5, "text": 3},
 )
 CONTEXT = FEATURES.context_cardinalities
+# Every arm that changes the ranker, each with fewer places than the history has events.
+RETRIEVERS: dict[str, dict[str, object]] = {
+    "sim-hard": dict(k=2, category="brand"),
+    "sim-soft": dict(k=2, width=3),
+    "eta": dict(k=2, bits=16),
+    "sdim": dict(hashes=8, group=1),
+    "twin": dict(k=2, width=3),
+}
+
+
+def din(**options: object) -> DIN:
+    small = dict(
+        embedding_dim=4, vector_dim=4, hidden=(8,), attention_hidden=(8,), init_std=0.5, orders=True
+    )
+    return DIN.from_config(DINConfig.model_validate(small | options), FEATURES)
+
 
 BUILD: dict[str, Callable[[], Ranker]] = {
-    "din": lambda: DIN.from_config(
-        DINConfig(
-            embedding_dim=4, vector_dim=4, hidden=(8,), attention_hidden=(8,), init_std=0.5,
-            orders=True,
-        ),
-        FEATURES,
-    ),
+    "din": din,
     "din-softmax": lambda: DIN.from_config(
         DINConfig(
             embedding_dim=4, vector_dim=4, hidden=(8,), attention_hidden=(8, 4), init_std=0.5,
@@ -53,7 +70,17 @@ BUILD: dict[str, Callable[[], Ranker]] = {
         ),
         FEATURES,
     ),
+    "finalmlp": lambda: FinalMLP.from_config(
+        FinalMLPConfig(
+            embedding_dim=4, vector_dim=4, hidden=(8,), gate_hidden=(6,), heads=2, init_std=0.5,
+            orders=True,
+        ),
+        FEATURES,
+    ),
     "nrms": lambda: NRMS.from_config(NRMSConfig(width=8, heads=2, query=4), FEATURES),
+} | {
+    f"din-{kind}": lambda kind=kind, more=more: din(retriever={"kind": kind, **more})
+    for kind, more in RETRIEVERS.items()
 }  # fmt: skip
 
 
@@ -65,7 +92,9 @@ def ranker(name: str, *, frozen: bool = True) -> Ranker:
     vectors = {field: torch.randn(2 + ITEMS, width) for field, width in FEATURES.vectors.items()}
     for values in vectors.values():
         values[:2] = 0
-    model.items.bind(codes, vectors)
+    ids = pa.array([f"i{row}" for row in range(ITEMS)])
+    arrays = {field: values.numpy() for field, values in vectors.items()}
+    model.bind(Catalogue(ids, codes.numpy().astype(np.int32), arrays))
     if frozen:
         model.freeze()
     return model
@@ -202,7 +231,7 @@ def test_a_padded_candidate_carries_no_loss(name: str) -> None:
     assert weight == same_weight
 
 
-@pytest.mark.parametrize("name", ["din", "dcnv2"])
+@pytest.mark.parametrize("name", ["din", "din-eta", "dcnv2", "finalmlp"])
 @given(seed=st.integers(0, 1000))
 @settings(max_examples=10)
 def test_an_order_is_never_likelier_than_its_click(name: str, seed: int) -> None:
@@ -238,3 +267,98 @@ def test_nrms_needs_vectors() -> None:
     bare = FEATURES.model_copy(update={"vectors": {}})
     with pytest.raises(ConfigError, match="needs text vectors"):
         NRMS.from_config(NRMSConfig(), bare)
+
+
+def test_arms_differ_in_nothing_but_the_retriever() -> None:
+    """All other weights begin alike, and recent and full are plain DIN with other lengths."""
+    plain = ranker("din", frozen=False).state_dict()
+    for kind in RETRIEVERS:
+        arm = ranker(f"din-{kind}", frozen=False).state_dict()
+        own = {name for name in arm if name.startswith(("retriever.", "first_stage."))}
+        gone = {name for name in plain if name.startswith("attention.")} if kind == "sdim" else ()
+        assert set(arm) - own == set(plain) - set(gone)
+        assert all(arm[name].equal(plain[name]) for name in set(arm) - own)
+    for retriever, length in (({"kind": "recent", "k": 7}, 7), ({"kind": "full", "window": 9}, 9)):
+        arm = din(retriever=retriever)
+        assert arm.history_length == length
+        assert arm.retriever is arm.first_stage is None
+        collator = arm.collator(Histories.empty(FEATURES.contexts), FEATURES.contexts)
+        assert (collator.length, collator.selector) == (length, None)
+
+
+@pytest.mark.parametrize(
+    ("retriever", "kind"),
+    [
+        (dict(kind="random", seed=3), RandomEvents),
+        (dict(kind="exact", contexts=["degrees"], least=2), ByContext),
+        (dict(kind="permuted", seed=4), ByContext),
+    ],
+)
+def test_selectors_come_with_the_collator_one_for_each_place(
+    retriever: dict[str, object], kind: type
+) -> None:
+    model = din(retriever=retriever | {"k": 11})
+    past = Histories.empty(FEATURES.contexts)
+    one, other = (model.collator(past, FEATURES.contexts).selector for _ in range(2))
+    assert type(one) is type(other) is kind
+    assert one is not other
+    assert one.count == 11
+    expected = {
+        "random": {"seed": 3},
+        "permuted": {"shuffle": 4, "least": 1},
+        "exact": {"least": 2},
+    }
+    assert expected[str(retriever["kind"])].items() <= vars(one).items()
+    if retriever["kind"] == "exact":
+        assert one.codec.names == ("degrees",)
+
+
+def test_the_search_is_learned_from_a_loss_of_its_own() -> None:
+    """With the towers cut off, clicks still teach the projections of the first stage."""
+    for kind in ("sim-soft", "twin"):
+        model, plain = ranker(f"din-{kind}", frozen=False), batch(1, size=16, empty=False)
+        whole = model.loss(plain)[0]
+        towers = model.cost(*model.logits(plain), plain)[0]
+        searched = [p for n, p in model.named_parameters() if n.startswith("retriever.")]
+        gradients = torch.autograd.grad(whole - towers, searched)
+        assert all(g.any() for g in gradients)
+        assert whole > towers
+        assert all(g is None for g in torch.autograd.grad(towers, searched, allow_unused=True))
+
+
+def test_retrievers_that_do_not_fit_are_refused() -> None:
+    with pytest.raises(ConfigError, match="no item field category:0; it has item_id, brand"):
+        din(retriever={"kind": "sim-hard"})
+    with pytest.raises(ConfigError, match="no context feature weather; it has meal, degrees"):
+        din(retriever={"kind": "exact", "contexts": ["weather"]})
+    check: TypeAdapter[object] = TypeAdapter(RetrieverConfig)
+    wrong = (dict(kind="eta", window=10_001), dict(kind="sdim", hashes=7), dict(kind="sdim", k=3))
+    for options in wrong:
+        with pytest.raises(ValidationError):
+            check.validate_python(options)
+    with pytest.raises(ValidationError, match="multiple of heads=4"):
+        FinalMLPConfig(hidden=(8, 6))
+
+
+def test_finalmlp_by_hand() -> None:
+    """Two gated streams and their bilinear fusion, one candidate at a time."""
+    model, plain = ranker("finalmlp"), batch(6)
+    assert isinstance(model, FinalMLP)
+    click = model.logits(plain)[0]
+    for b, c in np.ndindex(3, 5):
+        row = plain.slice(b, b + 1)
+        candidate = model.candidate_vectors(row)[0, c]
+        past = model.event_vectors(row)[0][row.history_mask[0]]
+        pooled = past.mean(0) if len(past) else torch.zeros(model.event_width)
+        user = torch.cat([pooled, model.request_vectors(row)[0]])
+        e = torch.cat([candidate, user])
+        one = model.streams[0](2 * torch.sigmoid(model.gates[0](user)) * e)
+        other = model.streams[1](2 * torch.sigmoid(model.gates[1](candidate)) * e)
+        fusion = model.fusions[0]
+        assert isinstance(fusion, BilinearFusion)
+        weight, bias = fusion.linear.weight[0], fusion.linear.bias[0]
+        expected = bias + weight[:8] @ one + weight[8:] @ other
+        for head in range(2):
+            part = slice(4 * head, 4 * head + 4)
+            expected = expected + one[part] @ fusion.bilinear[head] @ other[part]
+        torch.testing.assert_close(click[b, c], expected, rtol=1e-4, atol=1e-5)

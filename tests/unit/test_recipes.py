@@ -17,6 +17,7 @@ from raysys.artifacts.predictor import Predictor
 from raysys.data.dataset import Dataset, DatasetWriter
 from raysys.data.mapping import LocalMapper
 from raysys.data.prepared import prepare
+from raysys.data.requests import Requests
 from raysys.data.world import WorldConfig, make_world
 from raysys.errors import ArtifactError, ConfigError, DataError, ResumeError
 from raysys.options import resolve
@@ -116,6 +117,41 @@ def test_same_seed_same_weights_and_other_seed_others(world: Path, tmp_path: Pat
     assert digests[0] == digests[1] != digests[2]
 
 
+def auc(scores: list[float], labels: list[bool]) -> float | None:
+    """Share of (clicked, other) pairs in the right order; None where there is no pair."""
+    ones = [s for s, label in zip(scores, labels, strict=True) if label]
+    others = [s for s, label in zip(scores, labels, strict=True) if not label]
+    won = [1.0 if a > b else 0.5 if a == b else 0.0 for a in ones for b in others]
+    return sum(won) / len(won) if won else None
+
+
+@pytest.mark.parametrize("kind", ["exact", "random", "sim-soft"])
+def test_what_a_retriever_is_trained_on_it_is_also_asked_with(
+    world: Path, tmp_path: Path, kind: str
+) -> None:
+    """Validation in training, from the columns of the data set, agrees with the scores of the
+    run, from its own snapshot and vocabularies."""
+    over = [*TINY, f"model.retriever.kind={kind}", "model.retriever.k=5", "train.max_steps=4"]
+    config = resolve(recipe_of("ctr/din"), None, over, {"data": str(world)})
+    outcome = run(config, tmp_path / "run", show_progress=False)
+    dataset = Dataset(world)
+    rows = [row for row in dataset.table("impressions").to_pylist() if row["split"] == "valid"]
+    predictor = Predictor.load(tmp_path / "run")
+    assert (predictor._collate.selector is not None) == (kind != "sim-soft")
+    table = pa.Table.from_pylist(rows, schema=dataset.table("impressions").schema)
+    asked = Requests.of_table(table, predictor.codec)
+    scores = iter(predictor.score(asked)["score"].to_pylist())
+    key = dict(impression="impression_id").get(dataset.card.group_key, "user_id")
+    groups: dict[str, tuple[list[float], list[bool]]] = {}
+    for row in rows:
+        own = groups.setdefault(row[key], ([], []))
+        for item in row["candidates"]:
+            own[0].append(next(scores))
+            own[1].append(item in row["clicks"])
+    found = [value for value in (auc(*own) for own in groups.values()) if value is not None]
+    assert outcome.result["validation"]["gauc"] == pytest.approx(sum(found) / len(found), abs=1e-4)
+
+
 class StopAfter(InProcessReporter):
     """Asks to stop after so many steps, if at all."""
 
@@ -143,7 +179,7 @@ def sparse_or_not(world: Path, sparse: bool, recipe: str = "ctr/din", **more: An
     return resolve(recipe_of(recipe), None, over, {"data": str(world)})
 
 
-@pytest.mark.parametrize("recipe", ["ctr/din", "ctr/dcnv2"])
+@pytest.mark.parametrize("recipe", ["ctr/din", "ctr/dcnv2", "ctr/finalmlp"])
 def test_sparse_embeddings_take_the_first_step_of_dense_ones_and_then_rest(
     world: Path, tmp_path: Path, recipe: str
 ) -> None:
