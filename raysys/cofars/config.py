@@ -1,0 +1,123 @@
+"""Options of CoFARS. Defaults are the repaired method; the paper's text is reached by switches."""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from raysys.data.attributes import AttributeConfig
+from raysys.layers.divergence import Kind
+
+Positive = Annotated[float, Field(gt=0)]
+Share = Annotated[float, Field(ge=0, lt=1)]
+Count = Annotated[int, Field(ge=1)]
+Activation = Literal["softmax", "sigmoid", "sigmoid_shares"]
+Similarity = Literal["divergence", "inner"]
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ContextConfig(_Frozen):
+    """Which features make a context, and which of them back-off gives up first."""
+
+    features: tuple[str, ...]
+    drop: tuple[str, ...] = ()
+
+
+class PreferenceConfig(_Frozen):
+    """Logged shares D(C).
+
+    `strength` of the Dirichlet prior and `support` are in events. `per_user_shrunk` compares the
+    shares of a user in his contexts, shrunk to the shares of all users, with the model's.
+    `pairs` of contexts are drawn per request for L_MSE.
+    """
+
+    attributes: AttributeConfig
+    strength: Annotated[float, Field(ge=0)] = 20.0
+    support: Count = 30
+    per_user_shrunk: bool = False
+    pairs: Count = 32
+
+
+class EncoderConfig(_Frozen):
+    """Vectors of contexts, users and prototypes, and the shares P(x) predicted from them.
+
+    `activation`: softmax per field; the paper's sigmoid as it is; sigmoids divided by their
+    sum per field. `similarity`: 1 − divergence of shares, or σ of the inner product (ablation).
+    `joint_only`: a context is one vector (0 where unseen), without those of its values.
+    `cold_user`: the vector of an unknown user.
+    """
+
+    dim: Count = 32
+    hidden: tuple[Count, ...] = (64,)
+    prototypes: Count = 16
+    activation: Activation = "softmax"
+    divergence: Kind = "js"
+    smoothing: Positive = 1e-3
+    similarity: Similarity = "divergence"
+    joint_only: bool = False
+    cold_user: Literal["zero", "mean"] = "zero"
+    user_dropout: Share = 0.1
+    init_std: Positive = 0.01
+
+
+class GateConfig(_Frozen):
+    """Gumbel gates. `calibrated`: learned scale and threshold, the latter set once at a
+    percentile of observed similarities; otherwise the paper's gate. `fallback`: the best
+    prototype is on where none is."""
+
+    temperature: Positive = 1.0
+    calibrated: bool = True
+    percentile: Annotated[float, Field(ge=0, le=100)] = 70.0
+    soft: bool = False
+    fallback: bool = True
+
+
+class GraphConfig(_Frozen):
+    """Graph over prototypes and contexts; no layers: no aggregation (ablation).
+
+    `target`: a target context that is not in the user's graph is added to it, or skipped and
+    used as it is.
+    """
+
+    layers: Annotated[int, Field(ge=0)] = 1
+    attention: Literal["similarity", "dot"] = "similarity"
+    self_loops: bool = True
+    target: Literal["add", "skip"] = "add"
+
+
+class LossConfig(_Frozen):
+    """L = L_REC + γ·L_MSE + λ·L_IND; `literal` is the printed L_REC, clamped; `raw` the printed
+    activation sim·(õ·l) of a prototype."""
+
+    mse: Annotated[float, Field(ge=0)] = 5e-2  # γ
+    ind: Annotated[float, Field(ge=0)] = 1e-3  # λ
+    literal: bool = False
+    raw: bool = False
+
+
+class ListConfig(_Frozen):
+    """The K retrieved events. `strict`: short lists stay short; otherwise events of contexts
+    ever less like the target fill them, and at last the most recent ones."""
+
+    events: Count = 100  # K
+    strict: bool = False
+
+
+class CofarsConfig(_Frozen):
+    """Everything about the selector; the ranker behind it has options of its own.
+
+    `phases`: fit the selector, freeze it, fit the ranker; or both together.
+    """
+
+    contexts: ContextConfig
+    preferences: PreferenceConfig
+    encoder: EncoderConfig = EncoderConfig()
+    gates: GateConfig = GateConfig()
+    graph: GraphConfig = GraphConfig()
+    loss: LossConfig = LossConfig()
+    lists: ListConfig = ListConfig()
+    item_dim: Count = 16
+    recent: Count = 20  # r
+    phases: Literal["separate", "joint"] = "separate"

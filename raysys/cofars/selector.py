@@ -1,0 +1,249 @@
+"""The selector: which prototypes a request wants, before any candidate is looked at (§4.2, 4.3)."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from raysys.cofars.encoder import ContextEncoder
+from raysys.cofars.graph import GraphAggregator, edges
+from raysys.cofars.losses import draw_pairs, recommendation_loss
+from raysys.cofars.requests import Requests
+from raysys.errors import DataError
+from raysys.layers.embedding import ItemEncoder
+from raysys.layers.gates import Gate
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What the selector made of R requests with S context nodes.
+
+    z [R, P] gates of prototypes, at least one 1 per request unless switched off; beta [R, P]
+    their probabilities; membership [S, P] bool: contexts of each prototype, without noise;
+    similarity [S, P] of contexts and prototypes before aggregation; prototypes [R, P, D] after
+    it; profiles [R, P, W] of the prototypes before it; users [R, D]; density scalar, share of
+    open prototype–context edges.
+    """
+
+    z: Tensor
+    beta: Tensor
+    membership: Tensor
+    similarity: Tensor
+    prototypes: Tensor
+    profiles: Tensor
+    users: Tensor
+    density: Tensor
+
+
+@dataclass(frozen=True)
+class Losses:
+    """Sums over the real candidates of R requests; `weight` is their number.
+
+    A request's L_MSE and L_IND count once per candidate, so that parts of a batch add up.
+    """
+
+    total: Tensor
+    rec: Tensor
+    mse: Tensor
+    ind: Tensor
+    weight: Tensor
+
+
+class CofarsSelector(nn.Module):
+    """Encoder, graph, short-term state and gates.
+
+    Args:
+        encoder: vectors of contexts, users and prototypes.
+        item_cardinalities: codes of each item field; `items.bind` gives the catalogue.
+        item_dim: width of one item field.
+        vector_widths: widths of the frozen text vectors by field.
+        temperature, calibrated, soft, fallback: see `GateConfig`.
+        layers, attention, self_loops: see `GraphConfig`.
+        mse, ind, literal, raw: see `LossConfig`.
+        pairs: pairs of contexts drawn per request for L_MSE.
+    """
+
+    def __init__(
+        self,
+        encoder: ContextEncoder,
+        item_cardinalities: Sequence[int],
+        *,
+        item_dim: int = 16,
+        vector_widths: dict[str, int] | None = None,
+        temperature: float = 1.0,
+        calibrated: bool = True,
+        soft: bool = False,
+        fallback: bool = True,
+        layers: int = 1,
+        attention: Literal["similarity", "dot"] = "similarity",
+        self_loops: bool = True,
+        mse: float = 5e-2,
+        ind: float = 1e-3,
+        literal: bool = False,
+        raw: bool = False,
+        pairs: int = 32,
+    ) -> None:
+        super().__init__()
+        dim = encoder.dim
+        self.encoder = encoder
+        self.items = ItemEncoder(item_cardinalities, item_dim, vector_widths)
+        self.project = nn.Linear(self.items.width, dim)
+        self.graph = GraphAggregator(dim, layers, attention)
+        self.state = nn.GRU(dim, dim, batch_first=True)
+        self.edge_gate = Gate(temperature=temperature, calibrated=calibrated, soft=soft)
+        self.choice_gate = Gate(temperature=temperature, calibrated=calibrated, soft=soft)
+        self.fallback = fallback
+        self.self_loops = self_loops
+        self.mse, self.ind = mse, ind
+        self.literal, self.raw = literal, raw
+        self.pairs = pairs
+        # What L_MSE compares with; logs of the training time, so no part of the weights.
+        for name in ("seen_codes", "seen_rows", "seen_shares"):
+            self.register_buffer(name, torch.zeros(0), persistent=False)
+        self.seen_codes: Tensor
+        self.seen_rows: Tensor
+        self.seen_shares: Tensor
+
+    def bind_shares(self, codes: Tensor, rows: Tensor, shares: Tensor) -> None:
+        """Logged shares of M well supported contexts: codes [M, F], rows [M], shares [M, W].
+
+        Raises:
+            DataError: fewer than two contexts: there is nothing to compare.
+        """
+        if len(rows) < 2:
+            raise DataError(
+                f"{len(rows)} contexts have enough events to compare their preferences; lower "
+                "preferences.support or take fewer context features"
+            )
+        device = self.encoder.prototypes.device
+        self.seen_codes, self.seen_rows = codes.to(device), rows.to(device)
+        self.seen_shares = shares.to(device)
+
+    def short_term(self, items: Tensor, mask: Tensor) -> Tensor:
+        """l [R, D] of the newest events: items [R, r] rows, newest first; mask [R, r] bool.
+
+        Zero where there is no event.
+        """
+        length = mask.sum(1)
+        last = (length - 1).clamp_min(0).unsqueeze(1)
+        # Oldest first and padding last, so that no state has passed through padding.
+        place = (last - torch.arange(items.shape[1], device=items.device)).clamp_min(0)
+        states, _ = self.state(self.project(self.items(items.gather(1, place))))
+        final = states.gather(1, last.unsqueeze(-1).expand(-1, -1, states.shape[-1])).squeeze(1)
+        return final * (length > 0).unsqueeze(1).to(final.dtype)
+
+    def forward(self, requests: Requests) -> Selection:
+        """Gates of the prototypes; the candidates have no part in them."""
+        encoder = self.encoder
+        users = encoder.user_vectors(requests.user)
+        contexts = encoder.contexts(requests.node_codes, requests.node_row)
+        contexts = contexts + users.index_select(0, requests.node_request)
+        prototypes = users.unsqueeze(1) + encoder.prototypes
+        profiles = encoder.profile(prototypes)
+        similarity = encoder.similarities(
+            encoder.profile(contexts), profiles, requests.node_request
+        )
+        gates = self.edge_gate(similarity)
+        graph = edges(
+            gates,
+            requests.node_request,
+            len(requests),
+            requests.steps,
+            self_loops=self.self_loops,
+            every=self.training,
+        )
+        nodes = torch.cat([prototypes.flatten(0, 1), contexts])
+        nodes = self.graph(nodes, graph, encoder)
+        upper, lower = nodes.split([len(nodes) - len(contexts), len(contexts)])
+        after = upper.view_as(prototypes)
+        beta = self._beta(requests, after, lower, users)
+        return Selection(
+            z=self._choose(beta),
+            beta=beta,
+            membership=self.edge_gate.on(similarity),
+            similarity=similarity,
+            prototypes=after,
+            profiles=profiles,
+            users=users,
+            density=(gates.detach() > 0.5).float().mean(),
+        )
+
+    def _beta(self, requests: Requests, prototypes: Tensor, nodes: Tensor, users: Tensor) -> Tensor:
+        encoder = self.encoder
+        alone = encoder.contexts(requests.target_codes, requests.target_row) + users
+        inside = (requests.target >= 0).unsqueeze(1)
+        # A row of zeros stands in where a batch has no node at all.
+        held = torch.cat([nodes, torch.zeros_like(nodes[:1] if len(nodes) else alone[:1])])
+        target = torch.where(inside, held[requests.target], alone)
+        everyone = torch.arange(len(requests), device=target.device)
+        sim = encoder.similarities(encoder.profile(target), encoder.profile(prototypes), everyone)
+        liking = (
+            prototypes * self.short_term(requests.recent, requests.recent_mask).unsqueeze(1)
+        ).sum(-1)
+        if self.raw:
+            return sim * liking
+        return sim * torch.sigmoid(liking / math.sqrt(encoder.dim))
+
+    def _choose(self, beta: Tensor) -> Tensor:
+        z: Tensor = self.choice_gate(beta)
+        if not self.fallback:
+            return z
+        none = ~(z.detach() > 0.5).any(1, keepdim=True)
+        best = torch.zeros_like(z, dtype=torch.bool).scatter(1, beta.argmax(1, keepdim=True), True)
+        # The gate keeps its gradient; only its value becomes 1.
+        return z + (none & best).to(z.dtype) * (1 - z.detach())
+
+    def loss(self, requests: Requests, candidates: Tensor, labels: Tensor, mask: Tensor) -> Losses:
+        """L = L_REC + γ·L_MSE + λ·L_IND; candidates [R, C] item rows, labels, mask [R, C]."""
+        chosen = self(requests)
+        scores = chosen.prototypes @ self.project(self.items(candidates)).transpose(1, 2)
+        if not self.literal:
+            scores = scores / math.sqrt(self.encoder.dim)
+        rec = recommendation_loss(scores, chosen.z, labels, mask, literal=self.literal).sum()
+        count = mask.sum(1).to(scores.dtype)
+        mse = (self.pair_loss(requests, chosen.users) * count).sum() if self.mse else rec * 0
+        ind = (
+            (self.encoder.independence_loss(chosen.profiles) * count).sum() if self.ind else rec * 0
+        )
+        return Losses(rec + self.mse * mse + self.ind * ind, rec, mse, ind, count.sum())
+
+    def pair_loss(self, requests: Requests, users: Tensor) -> Tensor:
+        """L_MSE [R] of `pairs` pairs of contexts per request, seen by its user.
+
+        Pairs are drawn from the bound contexts, or from the user's own where `node_shares` is
+        given.
+        """
+        encoder, shares = self.encoder, self.seen_shares
+        codes, rows = self.seen_codes, self.seen_rows
+        first, count = torch.zeros_like(requests.user), torch.full_like(requests.user, len(rows))
+        if requests.node_shares is not None:
+            shares = requests.node_shares
+            codes, rows = requests.node_codes, requests.node_row
+            owner = requests.node_request[: len(shares)]
+            count = torch.bincount(owner, minlength=len(requests))
+            first = count.cumsum(0) - count
+            if not len(shares):
+                return users.new_zeros(len(users))
+            first = first.clamp_max(len(shares) - 1)
+        left, right = draw_pairs(first, count, self.pairs)
+        near, far = (
+            encoder.contexts(codes[side], rows[side]) + users.unsqueeze(1) for side in (left, right)
+        )
+        logged = encoder.divergence(shares[left], shares[right])
+        loss = encoder.pair_loss(near, far, logged)
+        return loss * (count > 0).to(loss.dtype)
+
+    @torch.no_grad()
+    def calibrate(self, requests: Requests, percentile: float) -> None:
+        """Set both thresholds at a percentile of what this batch shows, without noise.
+
+        Of use once the encoder tells contexts apart: with fresh vectors all similarities are 1.
+        """
+        training = self.training
+        self.eval()
+        self.edge_gate.calibrate(self(requests).similarity, percentile)
+        self.choice_gate.calibrate(self(requests).beta, percentile)
+        self.train(training)
