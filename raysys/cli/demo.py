@@ -1,6 +1,7 @@
 """`raysys demo`: the whole road on a small planted world, from logs to explained answers."""
 
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Annotated
 
@@ -108,7 +109,8 @@ def _ask(
     names = _names(data)
     table = Table("item", "name", "score", "because of", title=f"{family}: {asked[-1].user_id}")
     for item in answer.items[:5]:
-        because = [names.get(event.item_id, event.item_id) for event in item.explanation or []]
+        events = Counter(event.item_id for event in item.explanation or [])
+        because = [names.get(i, i) + (f" (×{n})" if n > 1 else "") for i, n in events.items()]
         table.add_row(item.item_id, names[item.item_id], f"{item.score:.3f}", "; ".join(because))
     console.print(table)
 

@@ -14,7 +14,13 @@ from serve_apps.schemas import RankAnswer
 
 REQUEST = Request(request_id="r", user_id="u", ts=3, candidates=("a", "b"))
 ANSWER = RankAnswer(
-    request_id="r", model_id="m", data_card_id="d", variant="main", items=[], fallback=None
+    request_id="r",
+    model_id="m",
+    data_card_id="d",
+    variant="main",
+    cold_user=True,
+    items=[],
+    fallback=None,
 )
 
 
