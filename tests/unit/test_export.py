@@ -84,6 +84,7 @@ def test_only_the_frozen_table_of_the_items_is_inside(exported: dict[str, Path])
 ARMS = [SIMHard(k=4, category="brand"), SIMSoft(k=4), ETA(k=4), SDIM(), TWIN(k=4), Exact(k=4)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arm", ARMS, ids=lambda arm: arm.kind)
 def test_every_retriever_is_exported(root: Path, arm: RetrieverConfig) -> None:
     """With windows shorter and longer than the list each candidate attends to."""
