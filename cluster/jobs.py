@@ -164,6 +164,10 @@ class Jobs:
                         write(fresh)
             except (RuntimeError, OSError):
                 pass  # the connection broke; the caller looks at the status and comes back
+            # Ctrl-C cancels this task, and libraries below may make a timeout of that.
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                raise asyncio.CancelledError
             return max(0, seen - skip)
 
         return asyncio.run(follow())
