@@ -118,7 +118,7 @@ def _requests(predictor: Predictor, candidates: int, count: int, seed: int) -> l
             user_id=users[int(rng.integers(len(users)))],
             ts=now,
             context={f.name: f.values[0] for f in predictor.codec.features if f.values},
-            candidates=tuple(items[i] for i in rng.integers(len(items), size=candidates)),
+            candidates=tuple(rng.choice(items, candidates, replace=False).tolist()),
         )
         for number in range(count)
     ]
