@@ -20,6 +20,7 @@ from raysys.data.loaders.mapped import Mapped
 from raysys.data.loaders.mind import Mind
 from raysys.data.loaders.movielens import Movielens
 from raysys.data.loaders.reading import combined, nearest, now_us
+from raysys.data.loaders.trd import Trd
 from raysys.data.manifest import Manifest
 from raysys.data.schema import CONTEXTS, context_struct
 from raysys.data.split import iso
@@ -36,6 +37,7 @@ LOADERS: dict[str, Loader[Any]] = {
         Mapped(),
         Mind(),
         Movielens(),
+        Trd(),
     )
 }
 _EVENT_ROWS = 1_000_000
