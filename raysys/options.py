@@ -2,7 +2,7 @@
 
 import difflib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
@@ -68,6 +68,33 @@ def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
         old = out.get(key)
         out[key] = merge(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
     return out
+
+
+def nested(leaves: Mapping[str, Any]) -> dict[str, Any]:
+    """`{"train.lr": x}` as `{"train": {"lr": x}}`.
+
+    Raises:
+        ConfigError: one key lies below another that has a plain value.
+    """
+    tree: dict[str, Any] = {}
+    for key, value in leaves.items():
+        node = tree
+        *parents, leaf = key.split(".")
+        for parent in parents:
+            node = node.setdefault(parent, {})
+            if not isinstance(node, dict):
+                raise ConfigError(f"{key}: {parent} has been given a plain value already")
+        node[leaf] = value
+    return tree
+
+
+def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """`{"train": {"lr": x}}` as `{"train.lr": x}`."""
+    leaves: dict[str, Any] = {}
+    for key, value in tree.items():
+        name = f"{prefix}{key}"
+        leaves |= flat(value, f"{name}.") if isinstance(value, dict) else {name: value}
+    return leaves
 
 
 def validate(kind: type[Model], values: dict[str, Any], source: str = "options") -> Model:

@@ -17,8 +17,8 @@ from raysys.errors import RaysysError
 
 # One module each in raysys/cli. `data` has verbs of its own.
 VERBS = (
-    "data", "train", "evaluate", "compare", "score", "export", "report", "embed", "serve",
-    "submit", "bench", "doctor", "demo",
+    "data", "train", "tune", "evaluate", "compare", "score", "export", "report", "embed",
+    "serve", "submit", "bench", "doctor", "demo",
 )  # fmt: skip
 
 

@@ -4,12 +4,17 @@ import logging
 import os
 import secrets
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from raysys.errors import RaysysError
 
 
-def ensure_ray(num_cpus: int | None = None) -> bool:
+_PASSED_ON = ("GLOO_", "NCCL_", "TORCH_", "RAYSYS_", "HF_HUB_OFFLINE")
+
+
+def ensure_ray(num_cpus: int | None = None, env: Mapping[str, str] | None = None) -> bool:
     """Connect to Ray unless connected; True if a cluster was started on this machine.
 
     With RAY_ADDRESS set, joins that cluster, with token authentication if a token is at hand
@@ -18,6 +23,7 @@ def ensure_ray(num_cpus: int | None = None) -> bool:
     of a dead run may be released, listens on the loopback interface only; Ray's internal ports
     listen on all, guarded by token authentication unless RAY_AUTH_MODE says otherwise. Its
     workers run at the priority of ordinary processes unless RAY_worker_niceness says otherwise.
+    `env` is what all workers of this process find in their environment.
 
     Raises:
         RaysysError: the cluster cannot be reached.
@@ -35,6 +41,7 @@ def ensure_ray(num_cpus: int | None = None) -> bool:
 
     if ray.is_initialized():
         return False
+    more: dict[str, Any] = {"runtime_env": {"env_vars": dict(env)}} if env else {}
     if not address:
         # "local", because by default Ray joins whatever `ray start` left running on this machine.
         ray.init(
@@ -43,16 +50,27 @@ def ensure_ray(num_cpus: int | None = None) -> bool:
             include_dashboard=True,
             dashboard_host="127.0.0.1",
             logging_level=logging.WARNING,
+            **more,
         )
         return True
     try:
-        ray.init(address=address, logging_level=logging.WARNING)
+        ray.init(address=address, logging_level=logging.WARNING, **more)
     except Exception as error:
         raise RaysysError(
             f"cannot join the Ray cluster RAY_ADDRESS={address}: {error}. Is it running, and is "
             "its token in RAY_AUTH_TOKEN or ~/.ray/auth_token (with RAY_AUTH_MODE=token)?"
         ) from error
     return False
+
+
+def worker_env(threads: int) -> dict[str, str]:
+    """The environment of a worker that trains with so many threads: what is ours or the user's
+    for the libraries below, and settings that must be there before torch is loaded."""
+    passed = {key: value for key, value in os.environ.items() if key.startswith(_PASSED_ON)}
+    # Ray runs the loop in a thread, and what is freed in the malloc arena of a thread goes back to
+    # the kernel after every step whatever `keep_freed_memory` says. One arena serves all threads.
+    arenas = os.environ.get("MALLOC_ARENA_MAX", "1")
+    return {**passed, "OMP_NUM_THREADS": str(threads), "MALLOC_ARENA_MAX": arenas}
 
 
 def _token_file() -> Path:

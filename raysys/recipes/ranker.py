@@ -35,7 +35,7 @@ from raysys.llm.encoder import EncoderSpec
 from raysys.llm.vectors import VectorTable
 from raysys.metrics import ranking
 from raysys.metrics.blocks import tie_blocks
-from raysys.training import Outcome, Session, TrainConfig, World, fit, launch
+from raysys.training import Outcome, Reporter, Session, TrainConfig, World, fit, launch
 
 Positive = Annotated[int, Field(ge=1)]
 
@@ -125,11 +125,36 @@ def run(
     *,
     allow_code_change: bool = False,
     show_progress: bool = True,
+    reporter: Reporter | None = None,
+    wait_s: float = 0.0,
 ) -> Outcome:
     """Train to the end, or go on where an earlier launch of the same command stopped.
 
+    reporter, wait_s: as for `raysys.training.launch`.
+
     Raises:
         RaysysError: bad data or options; nothing is left behind if nothing had been learned.
+    """
+    data = ready(config)
+    return launch(
+        train,
+        config,
+        config.train,
+        out,
+        data_card_id=data.dataset.manifest.data_card_id,
+        verify=verify_run,
+        allow_code_change=allow_code_change,
+        show_progress=show_progress,
+        reporter=reporter,
+        wait_s=wait_s,
+    )
+
+
+def ready(config: RankerRecipe) -> Prepared:
+    """Check data and options together, and encode the texts that have no vector yet.
+
+    Raises:
+        RaysysError: nothing can be learned from this data with these options.
     """
     dataset = Dataset(config.data)
     data = prepare(dataset)
@@ -137,16 +162,7 @@ def run(
     _settled(config, data)
     if config.features.vectors:
         embed_items(dataset, _table(config, dataset), config.encoder, config.features.vectors)
-    return launch(
-        train,
-        config,
-        config.train,
-        out,
-        data_card_id=dataset.manifest.data_card_id,
-        verify=verify_run,
-        allow_code_change=allow_code_change,
-        show_progress=show_progress,
-    )
+    return data
 
 
 def train(config: RankerRecipe, session: Session) -> dict[str, Any]:

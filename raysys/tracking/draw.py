@@ -1,4 +1,4 @@
-"""Drawing with matplotlib: every function returns a data URI of an SVG image.
+"""Drawing with matplotlib: functions return a data URI of an SVG image, or the bytes of a PNG.
 
 As an image a drawing cannot run anything and its ids cannot clash with another's.
 """
@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
-from matplotlib.ticker import FuncFormatter, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from raysys.tracking.figures import GraphFigure, HeatmapFigure, LineFigure, Series
 
@@ -58,19 +58,70 @@ class Bar:
 def line(figure: LineFigure, width: float = 5.2, height: float = 3.0) -> str:
     """All series of a line figure."""
     with matplotlib.rc_context(_STYLE):
-        canvas, axes = _canvas(width, height)
-        for colour, series in zip(_cycle(len(figure.series)), figure.series, strict=True):
-            _series(axes, series, colour)
-        axes.set(xlabel=figure.x_label, ylabel=figure.y_label)
-        for axis, log in ((axes.xaxis, figure.log_x), (axes.yaxis, figure.log_y)):
-            if log:
-                # A log scale brings labels in mathematical markup, which is switched off.
-                axis.axes.set(**{f"{axis.axis_name}scale": "log"})
-                axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-                axis.set_minor_formatter(NullFormatter())
-        if len(figure.series) > 1 or figure.series[0].name:
-            axes.legend(fontsize=8)
-        return _uri(canvas)
+        return _uri(_lines(figure, width, height))
+
+
+def line_png(figure: LineFigure, width: float = 5.2, height: float = 3.0) -> bytes:
+    """`line` with its title, as a file of its own."""
+    with matplotlib.rc_context(_STYLE):
+        canvas = _lines(figure, width, height)
+        canvas.axes[0].set_title(figure.title)
+        return _png(canvas)
+
+
+def _lines(figure: LineFigure, width: float, height: float) -> Canvas:
+    canvas, axes = _canvas(width, height)
+    for colour, series in zip(_cycle(len(figure.series)), figure.series, strict=True):
+        _series(axes, series, colour)
+    axes.set(xlabel=figure.x_label, ylabel=figure.y_label)
+    for axis, log in ((axes.xaxis, figure.log_x), (axes.yaxis, figure.log_y)):
+        if log:
+            # A log scale brings labels in mathematical markup, which is switched off.
+            axis.axes.set(**{f"{axis.axis_name}scale": "log"})
+            axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+            axis.set_minor_formatter(NullFormatter())
+    if len(figure.series) > 1 or figure.series[0].name:
+        axes.legend(fontsize=8)
+    return canvas
+
+
+@dataclass(frozen=True)
+class Scatter:
+    """y over x, [n] each; x may be words; muted [n]: points to draw hollow."""
+
+    name: str
+    x: Sequence[float | str]
+    y: Sequence[float]
+    muted: Sequence[bool]
+    log: bool = False
+
+
+def scatter_png(parts: Sequence[Scatter], label: str) -> bytes:
+    """One panel per part over a shared y axis named `label`."""
+    columns = min(3, len(parts))
+    rows = -(-len(parts) // columns)
+    with matplotlib.rc_context(_STYLE):
+        canvas = Canvas(figsize=(3.0 * columns + 0.4, 2.4 * rows), layout="constrained")
+        grid = list(canvas.subplots(rows, columns, sharey=True, squeeze=False).flat)
+        for axes, part in zip(grid, parts, strict=False):
+            words = any(isinstance(value, str) for value in part.x)
+            names = sorted({str(value) for value in part.x}) if words else []
+            x = [names.index(str(v)) if words else float(v) for v in part.x]
+            faces = ["none" if muted else COLOURS[0] for muted in part.muted]
+            axes.scatter(x, part.y, s=22, facecolors=faces, edgecolors=COLOURS[0], zorder=3)
+            if words:
+                axes.set_xticks(range(len(names)), [_short(name) for name in names])
+                axes.margins(x=0.3)
+            elif part.log:
+                axes.set_xscale("log")
+                axes.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
+                axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+                axes.xaxis.set_minor_formatter(NullFormatter())
+            axes.set_xlabel(part.name)
+        for axes in grid[len(parts) :]:
+            axes.set_axis_off()
+        canvas.supylabel(label, fontsize=9)
+        return _png(canvas)
 
 
 def _series(axes: Axes, series: Series, colour: str) -> None:
@@ -246,6 +297,12 @@ def _uri(canvas: Canvas) -> str:
     out = io.BytesIO()
     canvas.savefig(out, format="svg", metadata={"Date": None, "Creator": None})
     return "data:image/svg+xml;base64," + base64.b64encode(out.getvalue()).decode("ascii")
+
+
+def _png(canvas: Canvas) -> bytes:
+    out = io.BytesIO()
+    canvas.savefig(out, format="png", dpi=150, metadata={"Software": None})
+    return out.getvalue()
 
 
 def _cycle(count: int) -> list[str]:

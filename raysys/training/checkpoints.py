@@ -132,19 +132,6 @@ class CheckpointStore:
                 log.warning("skipping the damaged checkpoint %s: %s", path.name, error)
         return None
 
-    def adopt(self, source: Path) -> None:
-        """Make a verified copy of checkpoint folder `source` the only one of this store."""
-        step = Checkpoint.open(source).step
-        self.clear()
-        self.root.mkdir(parents=True, exist_ok=True)
-        with new_folder(self.folder(step)) as scratch:
-            shutil.copytree(source, scratch, dirs_exist_ok=True)
-
-    def clear(self) -> None:
-        """Remove every checkpoint."""
-        for path in self._paths():
-            shutil.rmtree(path)
-
     def sweep(self) -> None:
         """Remove what writers that were killed left half-written."""
         for path in self.root.glob(".step-*"):

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict
 import raysys
 from raysys.data.files import write_text
 from raysys.errors import ArtifactError, ResumeError
+from raysys.options import flat
 from raysys.training.checkpoints import FORMAT
 
 
@@ -45,9 +46,8 @@ def run_name(config: BaseModel, data_card_id: str) -> str:
 
 
 @cache
-def code_fingerprint() -> str:
-    """Hex sha256 over the paths and bytes of every source file of the package."""
-    root = Path(raysys.__file__).parent
+def code_fingerprint(root: Path = Path(raysys.__file__).parent) -> str:
+    """Hex sha256 over the paths and bytes of every source file of a package, by default ours."""
     digest = hashlib.sha256()
     for path in sorted(root.rglob("*.py")):
         digest.update(f"{path.relative_to(root).as_posix()}\0".encode())
@@ -79,7 +79,7 @@ def claim(
         if begun.name != record.name:
             raise ResumeError(
                 f"{checkpoints.parent} holds another run ({begun.name}); different: "
-                f"{_differences(begun, record)}. Choose another --out"
+                f"{differences(_body(begun), _body(record))}. Choose another --out"
             )
         if begun.code != record.code and not allow_code_change:
             raise ResumeError(
@@ -105,16 +105,12 @@ def check_current(path: Path, attempt: str) -> None:
         raise ResumeError(f"{path.parent} has been taken over by a later launch of the same run")
 
 
-def _differences(old: RunRecord, new: RunRecord) -> str:
-    before = {**_flat(old.config), "data_card_id": old.data_card_id, "format": old.format}
-    after = {**_flat(new.config), "data_card_id": new.data_card_id, "format": new.format}
+def differences(old: dict[str, Any], new: dict[str, Any]) -> str:
+    """Where two trees of options differ: `train.lr (0.1 → 0.2), …`."""
+    before, after = flat(old), flat(new)
     keys = sorted(key for key in before | after if before.get(key) != after.get(key))
     return ", ".join(f"{key} ({before.get(key)} → {after.get(key)})" for key in keys)
 
 
-def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    leaves: dict[str, Any] = {}
-    for key, value in tree.items():
-        name = f"{prefix}{key}"
-        leaves |= _flat(value, f"{name}.") if isinstance(value, dict) else {name: value}
-    return leaves
+def _body(record: RunRecord) -> dict[str, Any]:
+    return {**record.config, "data_card_id": record.data_card_id, "format": record.format}

@@ -4,7 +4,7 @@ import json
 import logging
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -87,6 +87,8 @@ def launch(
     verify: Verify | None = None,
     allow_code_change: bool = False,
     show_progress: bool = True,
+    reporter: Reporter | None = None,
+    wait_s: float = 0.0,
 ) -> Outcome:
     """Run `train(config, session)` to its end, continuing what an earlier launch began.
 
@@ -99,6 +101,8 @@ def launch(
         verify: asked when the run is found finished; if it fails, the run goes on from its newest
             valid checkpoint, which writes the artefacts anew.
         allow_code_change: go on although the package's sources changed since the run began.
+        reporter: hears of steps and epochs in place of the terminal; without workers only.
+        wait_s: how long to wait for a launch that is still at work in the folder.
 
     Raises:
         ResumeError: the folder holds another run, other code, a launch still at work, or files
@@ -113,7 +117,7 @@ def launch(
     if not absent and not files.checkpoints.is_dir() and any(files.run_dir.iterdir()):
         raise ResumeError(f"{files.run_dir} is not empty and no run folder; choose another --out")
     files.checkpoints.mkdir(parents=True, exist_ok=True)
-    with _sole(files):
+    with _sole(files, wait_s):
         # Only the owner of the lock may say that nobody else has begun here, or clean up.
         fresh = absent and not files.record.exists()
         try:
@@ -125,8 +129,9 @@ def launch(
                 for path in (files.done, files.stop, files.failure):
                     path.unlink(missing_ok=True)
                 if settings.workers == 0:
-                    with InProcessReporter(show_progress) as reporter:
-                        run_here(train, config, settings, files, record, reporter)
+                    own_reporter = nullcontext(reporter) if reporter else None
+                    with own_reporter or InProcessReporter(show_progress) as using:
+                        run_here(train, config, settings, files, record, using)
                 else:
                     own = ensure_ray()
                     # Only now: a run in this process needs no Ray, and Ray reads its
@@ -184,10 +189,10 @@ def run_here(
 
 
 @contextmanager
-def _sole(files: RunFiles) -> Iterator[None]:
+def _sole(files: RunFiles, wait_s: float) -> Iterator[None]:
     lock = FileLock(files.checkpoints / "run.lock")
     try:
-        lock.acquire(timeout=0)
+        lock.acquire(timeout=wait_s)
     except Timeout:
         raise ResumeError(
             f"another process is training in {files.run_dir}; wait for it, or stop it with Ctrl-C"

@@ -25,6 +25,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 
 from raysys import errors
 from raysys.data.files import write_text
+from raysys.dist.cluster import worker_env
 from raysys.errors import ConfigError, RaysysError, ResumeError
 from raysys.training.config import TrainConfig
 from raysys.training.identity import RunRecord, check_current, code_fingerprint
@@ -35,7 +36,6 @@ from raysys.training.reporter import InterruptedRunError, Record
 log = logging.getLogger(__name__)
 # A worker group waits this long for resources before it is tried again, at most so many times.
 _START_TIMEOUT_S, _START_ATTEMPTS = 20, 10
-_PASSED_ON = ("GLOO_", "NCCL_", "TORCH_", "RAYSYS_", "HF_HUB_OFFLINE")
 
 
 class RayTrainReporter:
@@ -125,7 +125,7 @@ def run_on_ray(
             failure_config=FailureConfig(
                 max_failures=settings.max_failures, controller_failure_limit=_START_ATTEMPTS
             ),
-            worker_runtime_env={"env_vars": _worker_env(settings)},
+            worker_runtime_env={"env_vars": worker_env(settings.threads_per_worker)},
             logging_config=LoggingConfig(log_level="WARNING"),
         ),
     )
@@ -148,7 +148,7 @@ class _Driver:
         self._files = files
         self._line = ProgressLine() if show_progress else None
         self._error: BaseException | None = None
-        self._tail = _Tail(files.metrics)
+        self._tail = Tail(files.metrics)
 
     def run(self) -> BaseException | None:
         thread = threading.Thread(target=self._fit, name="raysys-ray-train", daemon=True)
@@ -186,7 +186,7 @@ class _Driver:
         self._files.stop.touch()
 
 
-class _Tail:
+class Tail:
     """Whole new lines of a growing file that may be cut back by a restart."""
 
     def __init__(self, path: Path) -> None:
@@ -240,15 +240,6 @@ def _worker(job: dict[str, Any]) -> None:
     except Exception:
         if not files.failure.exists():
             raise
-
-
-def _worker_env(settings: TrainConfig) -> dict[str, str]:
-    passed = {key: value for key, value in os.environ.items() if key.startswith(_PASSED_ON)}
-    # Ray runs the loop in a thread, and what is freed in the malloc arena of a thread goes back to
-    # the kernel after every step whatever `keep_freed_memory` says. One arena serves all threads.
-    arenas = os.environ.get("MALLOC_ARENA_MAX", "1")
-    threads = str(settings.threads_per_worker)
-    return {**passed, "OMP_NUM_THREADS": threads, "MALLOC_ARENA_MAX": arenas}
 
 
 def _move_aside_snapshot(folder: Path) -> None:

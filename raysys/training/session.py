@@ -11,8 +11,7 @@ from raysys.training.reporter import Reporter
 class Session:
     """The run folder, the way to report, and the checkpoints of this run.
 
-    `config_hash` names the run: a checkpoint of another one is refused. None (sweeps, whose
-    trials inherit checkpoints from one another) accepts any.
+    `config_hash` names the run: a checkpoint of another one is refused. None accepts any.
     """
 
     run_dir: Path

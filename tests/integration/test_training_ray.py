@@ -1,4 +1,4 @@
-"""The Ray adapters end to end: Train with one and two workers, Tune, Ctrl-C at the driver."""
+"""The Ray adapters end to end: Train with one and two workers, Ctrl-C at the driver."""
 
 import importlib
 import json
@@ -13,12 +13,10 @@ from typing import Any
 import pytest
 import ray
 from pydantic import BaseModel
-from ray import tune
 from training_toy import ToyConfig, toy_ray, train_toy
 
 from raysys.errors import ConfigError, DataError, StorageFullError
 from raysys.training import Session, TrainConfig, World, launch
-from raysys.training.ray_tune import trainable
 
 pytestmark = pytest.mark.slow
 
@@ -119,32 +117,3 @@ def test_a_machine_too_small_is_named(tmp_path: Path, monkeypatch: pytest.Monkey
     )
     with pytest.raises(ConfigError, match=r"workers=9 .* need 9 CPUs, this machine gives Ray 2"):
         start(tmp_path, workers=9)
-
-
-def configure(point: dict[str, Any]) -> tuple[ToyConfig, TrainConfig]:
-    train = TrainConfig(epochs=3, lr=point["lr"])
-    return ToyConfig(train=train), train
-
-
-def test_two_trials_of_a_sweep(tmp_path: Path) -> None:
-    tuner = tune.Tuner(
-        tune.with_resources(trainable(train_toy, configure), {"CPU": 1}),
-        param_space={"lr": tune.grid_search([0.001, 0.03])},
-        tune_config=tune.TuneConfig(metric="val/logloss", mode="min"),
-        run_config=tune.RunConfig(name="sweep", storage_path=str(tmp_path / "ray"), verbose=0),
-    )
-    results = tuner.fit()
-    assert not results.errors
-    for result in results:
-        assert list(result.metrics_dataframe["step"]) == [8, 16, 24]
-        assert (Path(result.checkpoint.path) / "manifest.json").exists()
-        alone = ToyConfig(train=TrainConfig(epochs=3, lr=result.config["lr"]))
-        same = launch(
-            train_toy,
-            alone,
-            alone.train,
-            tmp_path / f"alone-{result.config['lr']}",
-            data_card_id="card",
-            show_progress=False,
-        )
-        assert result.metrics["val/logloss"] == same.result["metrics"]["logloss"]

@@ -181,16 +181,6 @@ def test_no_space_left(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000001"]
 
 
-def test_adopting_replaces_everything(tmp_path: Path) -> None:
-    other = CheckpointStore(tmp_path / "other").save(3, some_tensors(), {"from": "other"})
-    store = CheckpointStore(tmp_path / "mine")
-    store.save(9, some_tensors(), {})
-    store.adopt(other)
-    newest = store.latest()
-    assert newest is not None
-    assert (newest.step, newest.state) == (3, {"from": "other"})
-
-
 # ------------------------------------------------------------ schedule, optimiser
 
 
@@ -361,10 +351,10 @@ def test_a_launch_that_comes_second_touches_nothing(
     sole = module._sole
 
     @contextlib.contextmanager
-    def after_another(files: Any) -> Iterator[None]:
+    def after_another(files: Any, wait_s: float) -> Iterator[None]:
         with FileLock(files.checkpoints / "run.lock"):
             files.record.write_text("of the first")
-            with sole(files):
+            with sole(files, wait_s):
                 yield
 
     monkeypatch.setattr(module, "_sole", after_another)
