@@ -19,7 +19,6 @@ import yaml
 from raysys.artifacts.predictor import Predictor
 from raysys.artifacts.run import save_run
 from raysys.ctr.din import DIN, DINConfig
-from raysys.data.batch import Collator
 from raysys.data.dataset import Dataset
 from raysys.data.features import FeatureConfig, fit_features
 from raysys.data.mapping import LocalMapper
@@ -128,7 +127,7 @@ def _limit(predictor: Predictor, requests: list[Request]) -> dict[str, float]:
     """Milliseconds of each necessary part, one request at a time on one core."""
     bodies = [request.model_dump_json() for request in requests]
     catalogue, codec = predictor.run.catalogue, predictor.codec
-    collate = Collator(predictor.histories, codec, predictor.model.history_length)
+    collate = predictor.model.collator(predictor.histories, codec)
     columns = [Requests.of([request], codec) for request in requests]
     batches = [collate(c.pointers(catalogue, predictor.histories, codec)) for c in columns]
     with torch.inference_mode():

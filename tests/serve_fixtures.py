@@ -10,6 +10,7 @@ import pyarrow as pa
 from raysys.artifacts.run import save_run
 from raysys.ctr.din import DIN, DINConfig
 from raysys.ctr.retrievers.config import RetrieverConfig
+from raysys.ctr.retrievers.fit import fit_retriever
 from raysys.data.dataset import Dataset, DatasetWriter
 from raysys.data.features import FeatureConfig, fit_features
 from raysys.data.manifest import DataCard
@@ -97,7 +98,7 @@ def ctr_run(
         attention_hidden=(8,),
         init_std=0.5,
         orders=True,
-        retriever=retriever,
+        retriever=fit_retriever(retriever, data, features.contexts),
     )
     name = f"ctr-{histories}-{retriever.kind if retriever else None}"
     return _save(root / name, data, "ctr/din", DIN, options, features, {}, histories)

@@ -14,7 +14,7 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 import pyarrow as pa
@@ -28,6 +28,7 @@ from raysys.artifacts.run import LoadedRun, load_run
 from raysys.data.batch import Batch
 from raysys.data.contexts import FIRST, ContextCodec
 from raysys.data.files import fsync_tree, scratch_folder, sha256_file
+from raysys.data.histories import Histories
 from raysys.data.schema import BEHAVIOURS
 from raysys.errors import ArtifactError
 
@@ -46,11 +47,11 @@ INPUTS: dict[str, tuple[tuple[str, ...], torch.dtype]] = {
 _DYNAMIC = ("B", "L", "C")
 _MEANING = {
     "context": "codes of the request's context features, see contexts",
-    "history_items": "rows of the items of past events, newest first; 0 pads, 1 is unknown",
+    "history_items": "rows of the items of past events, see events; 0 pads, 1 is unknown",
     "history_context": "codes of the context of each past event; 0 in padding",
     "history_behaviour": "place of the event's kind in behaviours; 0 in padding",
     "history_age_s": "seconds from the event to the request; 0 if unknown and in padding",
-    "history_length": "number of past events before the cut to the newest L",
+    "history_length": "number of past events before the choice of L",
     "candidates": "rows of the items to rank; 0 pads, 1 is unknown",
 }
 
@@ -70,8 +71,10 @@ class Exported(BaseModel):
     of any size from 1; F context features.
 
     outputs are [B, C] float32 each: score to sort by, and p_click, p_order where the model gives
-    probabilities; what they hold in padding means nothing. `sizes` are the (B, L, C) on which the
-    program as written and the run differ by at most `max_difference`.
+    probabilities; what they hold in padding means nothing. `events`: the L past events, newest
+    first, are the newest of a history, or chosen from all of it by a selector that is not in the
+    program (see `raysys.data.batch.Selector`), but the caller's business. `sizes` are the
+    (B, L, C) on which the program as written and the run differ by at most `max_difference`.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -85,6 +88,7 @@ class Exported(BaseModel):
     items_sha256: str
     items: int
     history_length: int
+    events: Literal["newest", "chosen"]
     inputs: dict[str, Input]
     outputs: tuple[str, ...]
     contexts: ContextCodec
@@ -124,6 +128,7 @@ def export_run(run: Path | str, out: Path) -> Exported:
             items_sha256=sha256_file(scratch / items.name),
             items=len(loaded.catalogue.item_ids),
             history_length=loaded.model.history_length,
+            events=_events(loaded),
             inputs={
                 name: Input(
                     shape=axes, dtype=str(dtype).removeprefix("torch."), meaning=_MEANING[name]
@@ -168,6 +173,13 @@ def check_export(run: Path | str, out: Path) -> Exported:
         )
     loaded.model.freeze()
     return exported.model_copy(update={"max_difference": _compare(out, loaded)[1]})
+
+
+def _events(run: LoadedRun) -> Literal["newest", "chosen"]:
+    codec = run.features.contexts
+    return (
+        "newest" if run.model.collator(Histories.empty(codec), codec).selector is None else "chosen"
+    )
 
 
 class _ItemTable(nn.Module):

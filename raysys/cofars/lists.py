@@ -158,7 +158,5 @@ def tiers(
     targets [R] context keys; membership [S, P]; chosen [R, P] prototypes that are on.
     `strict` uses the selected contexts and the target only.
     """
-    tier = table.tiers(contexts.key, targets[contexts.request])
     selected = (membership & chosen[contexts.request]).any(1)
-    tier = np.where(selected, 0, tier)
-    return np.where(tier > 0, -1, tier) if strict else tier
+    return table.tiers(contexts.key, targets[contexts.request], selected, strict=strict)

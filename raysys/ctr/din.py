@@ -146,7 +146,7 @@ class DIN(CTRRanker):
 
     def loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """As of all CTR rankers, plus BCE of the click from the retriever's first stage alone
-        where that has weights to learn (SIM, Pi et al., CIKM 2020, §3.2: both with weight 1)."""
+        where that has weights to learn; both with weight 1."""
         pairs = self._pairs(batch)
         loss, weight = self.cost(*self._towers(batch, pairs), batch)
         if self.first_stage is not None:
@@ -187,7 +187,7 @@ class DIN(CTRRanker):
 
     def event_weights(self, batch: Batch) -> Tensor:
         """The weights of DIN's activation unit [B, C, L], 0 for events not retrieved; of SDIM
-        those of its sum."""
+        those of its sum, of TWIN those of its own attention."""
         pairs = self._pairs(batch)
         if self.retriever is not None:
             return self.retriever.weights(pairs, self.attention)

@@ -39,16 +39,25 @@ class ContextCounts:
         the features of `table.drop` one after another; the root is the overall share, and the
         share of row 0.
         """
+        nodes = self.node_shares(table, strength)
+        return np.concatenate([nodes[-1:], nodes[: table.size - 1]])
+
+    def node_shares(self, table: ContextTable, strength: float) -> Shares:
+        """The shares of all contexts and parents, by number of `table.nodes`."""
         counts = self.values
         root = counts.sum(0, keepdims=True).astype(np.float64)
-        parent = np.repeat(shrink(root, np.ones_like(root), self.widths, 0.0), len(counts), 0)
-        for level in range(len(table.drop), 0, -1):
-            _, group = np.unique(table.coarser(table.known_keys, level), return_inverse=True)
-            total = np.zeros((group.max(initial=-1) + 1, counts.shape[1]))
+        root = shrink(root, np.ones_like(root), self.widths, 0.0)
+        parent = np.repeat(root, len(counts) - 1, 0)
+        levels = [root]
+        for level in range(len(table.drop), -1, -1):
+            _, first, group = np.unique(
+                table.coarser(table.known_keys, level), return_index=True, return_inverse=True
+            )
+            total = np.zeros((len(first), counts.shape[1]))
             np.add.at(total, group, counts[1:])
-            parent[1:] = shrink(total[group], parent[1:], self.widths, strength)
-        parent[1:] = shrink(counts[1:], parent[1:], self.widths, strength)
-        return parent.astype(np.float32)
+            levels.append(shrink(total, parent[first], self.widths, strength))
+            parent = levels[-1][group]
+        return np.concatenate(levels[::-1]).astype(np.float32)
 
 
 def shrink(
@@ -111,7 +120,7 @@ def count_contexts(
     counts = np.zeros((table.size, sum(widths)), np.int64)
     events = np.zeros(table.size, np.int64)
     kinds = np.array(behaviours, np.int8)
-    for rows in _before(histories, stop):
+    for rows in rows_before(histories, stop):
         if len(kinds):
             rows = rows[np.isin(histories.behaviour[rows], kinds)]
         contexts = table.rows(event_keys(histories, table, rows))
@@ -147,8 +156,8 @@ def event_keys(histories: Histories, table: ContextTable, rows: Ints | slice) ->
     return table.keys(translate(histories.context[rows]))
 
 
-def _before(histories: Histories, stop: Ints) -> Iterator[Ints]:
-    """Rows of the events before each user's stop, in chunks."""
+def rows_before(histories: Histories, stop: Ints) -> Iterator[Ints]:
+    """Rows of the events before each user's stop [U], at most CHUNK at a time."""
     start = histories.start[:-1]
     kept = np.maximum(stop - start, 0)
     ends = np.cumsum(kept)

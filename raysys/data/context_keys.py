@@ -70,6 +70,17 @@ class ContextTable(BaseModel):
             seen = np.union1d(seen, table.keys(part[..., columns]))
         return table.model_copy(update={"known": tuple(seen.tolist())})
 
+    def __eq__(self, other: object) -> bool:
+        # Pydantic would compare what is cached too, and arrays are neither equal nor not.
+        return isinstance(other, ContextTable) and self._values == other._values
+
+    def __hash__(self) -> int:
+        return hash(self._values)
+
+    @property
+    def _values(self) -> tuple[ContextCodec, tuple[str, ...], tuple[int, ...]]:
+        return self.codec, self.drop, self.known
+
     @property
     def size(self) -> int:
         """Number of rows, 1 + M."""
@@ -113,13 +124,47 @@ class ContextTable(BaseModel):
         codes[..., lost] = MISSING
         return self.keys(codes)
 
-    def tiers(self, keys: Ints, targets: Ints) -> Ints:
+    @cached_property
+    def levels(self) -> tuple[Ints, ...]:
+        """Ascending keys [M_l] of the known contexts without the first l features of `drop`."""
+        every = range(len(self.drop) + 1)
+        return tuple(np.unique(self.coarser(self.known_keys, level)) for level in every)
+
+    def nodes(self, keys: Ints) -> Ints:
+        """The nearest that training knows of each context, keys [...] → numbers [...].
+
+        The context itself, or else the first of `levels` that holds it; numbers run through the
+        keys of all levels, the last one stands for all contexts together.
+        """
+        sizes = [len(level) for level in self.levels]
+        node = np.full(keys.shape, sum(sizes), np.int64)
+        for level in range(len(sizes) - 1, -1, -1):
+            known, wanted = self.levels[level], self.coarser(keys, level)
+            if len(known):
+                place = np.minimum(np.searchsorted(known, wanted), len(known) - 1)
+                found = known[place] == wanted
+                node = np.where(found, sum(sizes[:level]) + place, node)
+        return node
+
+    def tiers(
+        self,
+        keys: Ints,
+        targets: Ints,
+        alike: npt.NDArray[np.bool_] | None = None,
+        *,
+        strict: bool = False,
+    ) -> Ints:
         """How much has to be dropped until contexts equal their targets.
 
-        keys, targets [S] → [S]: 0 equal, l equal without the first l features of `drop`,
-        len(drop) + 1 not even then.
+        keys, targets [S] → [S]: 0 equal or `alike` [S], l equal without the first l features of
+        `drop`, len(drop) + 1 not even then. `strict`: −1 instead of all but 0.
         """
-        tier = np.full(keys.shape, len(self.drop) + 1, np.int64)
-        for level in range(len(self.drop), -1, -1):
-            tier[self.coarser(keys, level) == self.coarser(targets, level)] = level
+        differ = self.codes(keys) != self.codes(targets)
+        tier = np.full(keys.shape, -1 if strict else len(self.drop) + 1, np.int64)
+        for level in range(0 if strict else len(self.drop), -1, -1):
+            lost = self.drop[:level]
+            kept = [index for index, name in enumerate(self.codec.names) if name not in lost]
+            tier[~differ[..., kept].any(-1)] = level
+        if alike is not None:
+            tier[alike] = 0
         return tier

@@ -185,15 +185,21 @@ def training_item_counts(data: Prepared) -> npt.NDArray[np.int64]:
     train = rows.of("train")
     size = FIRST + len(data.item_ids)
     counts = np.bincount(rows.item[rows.rows(train)], minlength=size).astype(np.int64)
-    last = np.zeros(len(data.histories.users) + 1, np.int64)
-    np.maximum.at(last, rows.user[train], rows.end[train])
-    # Users without a training request (cold ones) contribute nothing.
-    start = data.histories.start
-    ends = np.maximum(last[:-1], start[:-1])
+    start, ends = data.histories.start, training_ends(data)
     lengths = ends - start[:-1]
     begin = np.repeat(start[:-1] - (np.cumsum(lengths) - lengths), lengths)
     history = data.histories.item[begin + np.arange(lengths.sum())]
     return counts + np.bincount(history, minlength=size)
+
+
+def training_ends(data: Prepared) -> npt.NDArray[np.int64]:
+    """Exclusive event row of each user's history in training [U]: where it ended at his last
+    training request. Users without a training request (cold ones) contribute nothing."""
+    rows = data.impressions
+    train = rows.of("train")
+    last = np.zeros(len(data.histories.users) + 1, np.int64)
+    np.maximum.at(last, rows.user[train], rows.end[train])
+    return np.maximum(last[:-1], data.histories.start[:-1])
 
 
 def fit_features(
@@ -214,7 +220,7 @@ def fit_features(
         raise ConfigError(f"features.vectors: no vectors are bound for {', '.join(missing)}")
     return FeatureSpace(
         items=fitted,
-        contexts=_fit_contexts(data, config.contexts),
+        contexts=fit_contexts(data, config.contexts),
         vectors={name: widths[name] for name in config.vectors},
     )
 
@@ -255,8 +261,12 @@ def _fit_field(
     return field
 
 
-def _fit_contexts(data: Prepared, names: Literal["auto"] | tuple[str, ...]) -> ContextCodec:
-    """The wanted features with the values that training impressions hold."""
+def fit_contexts(data: Prepared, names: Literal["auto"] | tuple[str, ...]) -> ContextCodec:
+    """The wanted features with the values that training impressions hold.
+
+    Raises:
+        ConfigError: an unknown name.
+    """
     wanted = data.codec.names if names == "auto" else names
     by_name = {feature.name: index for index, feature in enumerate(data.codec.features)}
     unknown = sorted(set(wanted) - set(by_name))

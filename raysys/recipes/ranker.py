@@ -22,11 +22,13 @@ from torch import Tensor
 
 from raysys.artifacts.ranker import Ranker
 from raysys.artifacts.run import save_run, verify_run
+from raysys.ctr.din import DINConfig
 from raysys.ctr.ranker import CTRConfig
+from raysys.ctr.retrievers.fit import fit_retriever
 from raysys.data.batch import Batch, Collator
 from raysys.data.catalogue import Catalogue
 from raysys.data.dataset import Dataset
-from raysys.data.features import FeatureConfig, FeatureSpace, fit_features
+from raysys.data.features import FeatureConfig, FeatureSpace, fit_contexts, fit_features
 from raysys.data.prepared import Prepared, cache_root, prepare
 from raysys.data.sampling import ImpressionLoader, pointers_of
 from raysys.errors import ConfigError
@@ -206,10 +208,12 @@ def train(config: RankerRecipe, session: Session) -> dict[str, Any]:
 
 
 def _settled(config: RankerRecipe, data: Prepared) -> BaseModel:
-    """The model's options; whether orders are learned follows the training split if not given.
+    """The model's options, with what follows the training split: whether orders are learned, if
+    not given, and what a retriever has to know of contexts.
 
     Raises:
-        ConfigError: orders are to be learned from a training split without any.
+        ConfigError: orders are to be learned from a training split without any; a retriever
+            that these data do not allow.
     """
     options = config.model
     if not isinstance(options, CTRConfig):
@@ -221,7 +225,11 @@ def _settled(config: RankerRecipe, data: Prepared) -> BaseModel:
             f"model.orders=true, but the training split of {config.data} holds no order; "
             "leave the option out"
         )
-    return options.model_copy(update={"orders": some if options.orders is None else options.orders})
+    found: dict[str, Any] = {"orders": some if options.orders is None else options.orders}
+    if isinstance(options, DINConfig):
+        codec = fit_contexts(data, config.features.contexts)
+        found["retriever"] = fit_retriever(options.retriever, data, codec)
+    return options.model_copy(update=found)
 
 
 def _model(recipe: str, options: BaseModel, features: FeatureSpace) -> Ranker:

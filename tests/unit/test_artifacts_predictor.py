@@ -17,13 +17,16 @@ from raysys.ctr.retrievers.config import (
     ETA,
     SDIM,
     TWIN,
+    CountedJS,
     Exact,
     Permuted,
     Random,
+    RandomContexts,
     RetrieverConfig,
     SIMHard,
     SIMSoft,
 )
+from raysys.data.attributes import AttributeConfig, AttributeField
 from raysys.data.batch import Collator
 from raysys.data.catalogue import Catalogue
 from raysys.data.contexts import FIRST
@@ -210,10 +213,13 @@ def test_explanations_are_the_heaviest_events_of_the_window(
     assert predictor.explain([ask("stranger")]) == [[[] for _ in range(6)]]
 
 
+BRANDS = AttributeConfig(fields=(AttributeField(source="brand"),))
 ARMS = [
     Random(k=4),
     Exact(k=4, contexts=("meal",)),
     Permuted(k=4),
+    CountedJS(k=4, attributes=BRANDS),
+    RandomContexts(k=4, attributes=BRANDS, seed=1),
     SIMHard(k=4, category="brand"),
     SIMSoft(k=4),
     ETA(k=4),
@@ -240,7 +246,8 @@ def test_every_retriever_is_shown_the_same_of_a_history_sent_or_stored(
 @pytest.mark.parametrize("sent", [False, True])
 def test_explanations_name_events_that_were_chosen(root: Path, sent: bool) -> None:
     """Lunch on even hours: with exact-context no dinner explains a lunch."""
-    predictor = Predictor.load(fixtures.ctr_run(root, retriever=Exact(k=4, contexts=("meal",))))
+    arm = Exact(k=4, contexts=("meal",), strict=True)
+    predictor = Predictor.load(fixtures.ctr_run(root, retriever=arm))
     user = USERS[-1]
     request = ask("stranger", history=stored(root, user)) if sent else ask(user)
     past = {event.ts: event.item_id for event in stored(root, user)}

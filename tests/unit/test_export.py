@@ -42,7 +42,9 @@ def runs(root: Path) -> dict[str, Path]:
 def exported(root: Path, runs: dict[str, Path]) -> dict[str, Path]:
     files = {kind: root / f"{kind}.pt2" for kind in runs}
     for kind, file in files.items():
-        assert export_run(runs[kind], file).max_difference <= 1e-6
+        exported = export_run(runs[kind], file)
+        assert exported.max_difference <= 1e-6
+        assert exported.events == "newest"
     return files
 
 
@@ -91,6 +93,8 @@ def test_every_retriever_is_exported(root: Path, arm: RetrieverConfig) -> None:
     run = serve_fixtures.ctr_run(root, retriever=arm)
     exported = export_run(run, root / f"{arm.kind}.pt2")
     assert exported.max_difference <= 1e-6
+    # Whoever calls the program has to know that its events are not the newest.
+    assert exported.events == ("chosen" if arm.kind == "exact" else "newest")
 
 
 def test_check_finds_files_that_are_not_the_run(

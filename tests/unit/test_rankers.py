@@ -44,6 +44,7 @@ RETRIEVERS: dict[str, dict[str, object]] = {
     "eta": dict(k=2, bits=16),
     "sdim": dict(hashes=8, group=1),
     "twin": dict(k=2, width=3),
+    "twin-shared": dict(kind="twin", k=2, width=3, stage_two="shared"),
 }
 
 
@@ -79,7 +80,7 @@ BUILD: dict[str, Callable[[], Ranker]] = {
     ),
     "nrms": lambda: NRMS.from_config(NRMSConfig(width=8, heads=2, query=4), FEATURES),
 } | {
-    f"din-{kind}": lambda kind=kind, more=more: din(retriever={"kind": kind, **more})
+    f"din-{kind}": lambda kind=kind, more=more: din(retriever={"kind": kind} | more)
     for kind, more in RETRIEVERS.items()
 }  # fmt: skip
 
@@ -275,8 +276,9 @@ def test_arms_differ_in_nothing_but_the_retriever() -> None:
     for kind in RETRIEVERS:
         arm = ranker(f"din-{kind}", frozen=False).state_dict()
         own = {name for name in arm if name.startswith(("retriever.", "first_stage."))}
-        gone = {name for name in plain if name.startswith("attention.")} if kind == "sdim" else ()
-        assert set(arm) - own == set(plain) - set(gone)
+        gone = {name for name in plain if name.startswith("attention.")}
+        gone = gone if kind in ("sdim", "twin") else set()
+        assert set(arm) - own == set(plain) - gone
         assert all(arm[name].equal(plain[name]) for name in set(arm) - own)
     for retriever, length in (({"kind": "recent", "k": 7}, 7), ({"kind": "full", "window": 9}, 9)):
         arm = din(retriever=retriever)
@@ -305,17 +307,17 @@ def test_selectors_come_with_the_collator_one_for_each_place(
     assert one.count == 11
     expected = {
         "random": {"seed": 3},
-        "permuted": {"shuffle": 4, "least": 1},
-        "exact": {"least": 2},
+        "permuted": {"shuffle": 4, "least": None},
+        "exact": {"least": 2, "strict": False},
     }
     assert expected[str(retriever["kind"])].items() <= vars(one).items()
     if retriever["kind"] == "exact":
-        assert one.codec.names == ("degrees",)
+        assert one.table.codec.names == one.table.drop == ("degrees",)
 
 
 def test_the_search_is_learned_from_a_loss_of_its_own() -> None:
     """With the towers cut off, clicks still teach the projections of the first stage."""
-    for kind in ("sim-soft", "twin"):
+    for kind in ("sim-soft", "twin-shared"):
         model, plain = ranker(f"din-{kind}", frozen=False), batch(1, size=16, empty=False)
         whole = model.loss(plain)[0]
         towers = model.cost(*model.logits(plain), plain)[0]
@@ -326,13 +328,31 @@ def test_the_search_is_learned_from_a_loss_of_its_own() -> None:
         assert all(g is None for g in torch.autograd.grad(towers, searched, allow_unused=True))
 
 
+def test_twins_search_is_learned_from_the_loss_of_the_ranker() -> None:
+    model, plain = ranker("din-twin", frozen=False), batch(1, size=16, empty=False)
+    assert model.attention is model.first_stage is None
+    towers = model.cost(*model.logits(plain), plain)[0]
+    assert model.loss(plain)[0].equal(towers)
+    searched = [p for n, p in model.named_parameters() if n.startswith("retriever.")]
+    assert len(searched) == 5
+    assert all(g.any() for g in torch.autograd.grad(towers, searched))
+
+
 def test_retrievers_that_do_not_fit_are_refused() -> None:
     with pytest.raises(ConfigError, match="no item field category:0; it has item_id, brand"):
         din(retriever={"kind": "sim-hard"})
-    with pytest.raises(ConfigError, match="no context feature weather; it has meal, degrees"):
+    with pytest.raises(ConfigError, match="unknown context features weather; known: meal, degrees"):
         din(retriever={"kind": "exact", "contexts": ["weather"]})
+    with pytest.raises(ConfigError, match="back-off drops meal, which the contexts do not hold"):
+        din(retriever={"kind": "exact", "contexts": ["degrees"], "drop": ["meal"]})
+    counted = {"kind": "counted-js", "attributes": {"fields": [{"source": "brand"}]}}
+    with pytest.raises(ConfigError, match="counted-js is fitted on training events first"):
+        din(retriever=counted)
     check: TypeAdapter[object] = TypeAdapter(RetrieverConfig)
-    wrong = (dict(kind="eta", window=10_001), dict(kind="sdim", hashes=7), dict(kind="sdim", k=3))
+    wrong = (
+        dict(kind="eta", window=10_001), dict(kind="sdim", hashes=7), dict(kind="sdim", k=3),
+        dict(kind="exact", strict=True, least=2), dict(kind="counted-js"),
+    )  # fmt: skip
     for options in wrong:
         with pytest.raises(ValidationError):
             check.validate_python(options)

@@ -125,13 +125,15 @@ def auc(scores: list[float], labels: list[bool]) -> float | None:
     return sum(won) / len(won) if won else None
 
 
-@pytest.mark.parametrize("kind", ["exact", "random", "sim-soft"])
+@pytest.mark.parametrize("kind", ["exact", "random", "sim-soft", "counted-js"])
 def test_what_a_retriever_is_trained_on_it_is_also_asked_with(
     world: Path, tmp_path: Path, kind: str
 ) -> None:
     """Validation in training, from the columns of the data set, agrees with the scores of the
     run, from its own snapshot and vocabularies."""
     over = [*TINY, f"model.retriever.kind={kind}", "model.retriever.k=5", "train.max_steps=4"]
+    if kind == "counted-js":
+        over.append("model.retriever.attributes.fields=[{source: brand}]")
     config = resolve(recipe_of("ctr/din"), None, over, {"data": str(world)})
     outcome = run(config, tmp_path / "run", show_progress=False)
     dataset = Dataset(world)

@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from raysys.ctr.retrievers.base import Pairs, Retriever, TopK, Widths, _ranked
+from raysys.ctr.retrievers.base import Pairs, Retriever, TopK, Widths, sort_keys
 from raysys.ctr.retrievers.hashing import BucketSums, HammingSearch, SimHash
 from raysys.ctr.retrievers.sim import HardSearch, SoftSearch
-from raysys.ctr.retrievers.twin import SplitAttentionSearch
+from raysys.ctr.retrievers.twin import SplitSearch
 from raysys.layers.attention import TargetAttention
 
 WIDTHS = Widths(item=5, cross=2, field=3)
@@ -26,7 +26,8 @@ MAKE: dict[str, Callable[[int], Retriever]] = {
     "sim-soft": lambda k: SoftSearch(k, WIDTHS.item, 4),
     "eta": lambda k: HammingSearch(k, WIDTHS.item, 8, 0),
     "sdim": lambda k: BucketSums(WIDTHS.item, 8, 2, 0),
-    "twin": lambda k: SplitAttentionSearch(k, WIDTHS, 4),
+    "twin": lambda k: SplitSearch(k, WIDTHS, 4),
+    "twin-shared": lambda k: SplitSearch(k, WIDTHS, 4, own=False),
 }
 every = pytest.mark.parametrize("kind", list(MAKE))
 searching = pytest.mark.parametrize("kind", [kind for kind in MAKE if kind != "sdim"])
@@ -75,7 +76,9 @@ def scores_by_hand(kind: str, retriever: Retriever, given_: Pairs, b: int, c: in
     item = WIDTHS.item
     q = given_.query[b, c].numpy().astype(np.float64)
     keys = given_.keys[b].numpy().astype(np.float64)
-    state = {n: v.double().numpy() for n, v in retriever.state_dict().items()}
+    state = {
+        n.removeprefix("attention."): v.double().numpy() for n, v in retriever.state_dict().items()
+    }
     out = []
     for place, k in enumerate(keys):
         if kind == "sim-hard":
@@ -106,6 +109,18 @@ def found_by_hand(
     return sorted(real, key=lambda p: (-round(scores[p], 5), p))[:count]
 
 
+def twin_by_hand(
+    retriever: Retriever, given_: Pairs, b: int, c: int, found: list[int]
+) -> tuple[Tensor, Tensor]:
+    """Weights [K] of the events found, and W^v of their weighted sum."""
+    scores = np.array(scores_by_hand("twin", retriever, given_, b, c))[found]
+    mass = np.exp(scores - scores.max())
+    weights = mass / mass.sum()
+    matrix = retriever.state_dict()["attention.value.weight"].double().numpy()
+    value = matrix @ (weights @ given_.keys[b, found].double().numpy())
+    return torch.from_numpy(weights).float(), torch.from_numpy(value).float()
+
+
 @searching
 @pytest.mark.parametrize("softmax", [False, True])
 @given(seed=SEEDS, count=st.integers(1, 8))
@@ -125,8 +140,13 @@ def test_a_candidate_attends_to_the_events_its_paper_says(
         expected = torch.zeros(weights.shape[2])
         if found:
             with torch.no_grad():
-                close(interest[b, c], attention(query, events, real)[0, 0])
-                expected[found] = attention.weights(query, events, real)[0, 0]
+                if kind == "twin":
+                    own, value = twin_by_hand(retriever, given_, b, c, found)
+                else:
+                    value = attention(query, events, real)[0, 0]
+                    own = attention.weights(query, events, real)[0, 0]
+            close(interest[b, c], value)
+            expected[found] = own
         else:
             assert not interest[b, c].any()
         close(weights[b, c], expected)
@@ -155,7 +175,7 @@ def test_sdim_is_the_mean_of_unit_sums_over_buckets(seed: int) -> None:
         close(got[b, c], torch.from_numpy(expected).float())
 
 
-@pytest.mark.parametrize("kind", ["sim-soft", "twin"])
+@pytest.mark.parametrize("kind", ["sim-soft", "twin-shared"])
 @given(seed=SEEDS)
 @settings(max_examples=15)
 def test_the_first_stage_pools_all_events_by_its_own_scores(kind: str, seed: int) -> None:
@@ -169,8 +189,9 @@ def test_the_first_stage_pools_all_events_by_its_own_scores(kind: str, seed: int
             expected = scores @ items / max(1, real)
         else:
             mass = np.exp(scores - scores.max(initial=-math.inf))
-            value = retriever.value.weight.detach().numpy()
-            expected = mass @ (items @ value.T) / max(mass.sum(), 1e-9)
+            value = retriever.attention.value.weight.detach().numpy()
+            events = given_.keys[b, :real].numpy()
+            expected = mass @ (events @ value.T) / max(mass.sum(), 1e-9)
         close(got[b, c], torch.from_numpy(expected).float())
 
 
@@ -179,8 +200,10 @@ def test_the_first_stage_pools_all_events_by_its_own_scores(kind: str, seed: int
 @settings(max_examples=15)
 def test_interest_is_the_weighted_sum_of_events(kind: str, seed: int) -> None:
     retriever, attention, given_ = made(kind), kernel(), pairs(seed)
-    weights = retriever.weights(given_, attention)
-    close(retriever(given_, attention), torch.bmm(weights, given_.keys))
+    expected = torch.bmm(retriever.weights(given_, attention), given_.keys)
+    if kind == "twin":
+        expected = expected @ retriever.attention.value.weight.T
+    close(retriever(given_, attention), expected)
 
 
 @every
@@ -231,8 +254,31 @@ def test_with_room_for_all_events_it_is_attention_over_the_full_history(
     retriever, attention, given_ = made(kind, count), kernel(), pairs(seed)
     if kind == "sim-hard":  # all of one category
         retriever.bind(torch.full_like(CODES, 5))
-    expected = attention(given_.query, given_.keys, given_.mask)
-    close(retriever(given_, attention), expected)
+    own = retriever.attention if kind == "twin" else attention
+    close(retriever(given_, attention), own(given_.query, given_.keys, given_.mask))
+
+
+@given(seed=SEEDS, count=st.integers(1, 7))
+@settings(max_examples=25)
+def test_twin_finds_the_events_its_own_attention_weighs_most(seed: int, count: int) -> None:
+    """Over the full history; of equal weights the newest."""
+    few, all_ = made("twin", count), made("twin", 7)
+    few.load_state_dict(all_.state_dict())
+    given_ = pairs(seed)
+    with torch.no_grad():
+        whole, chosen = all_.weights(given_, None), few.weights(given_, None)
+    for b, c in np.ndindex(3, 2):
+        real = int(given_.mask[b].sum())
+        order = sorted(range(real), key=lambda p: (-round(float(whole[b, c, p]), 6), p))[:count]
+        mass = sum(float(whole[b, c, p]) for p in order)
+        for place in range(7):
+            expected = float(whole[b, c, place]) / mass if place in order else 0.0
+            assert float(chosen[b, c, place]) == pytest.approx(expected, abs=1e-4)
+
+
+def test_twin_begins_as_a_plain_sum_of_events() -> None:
+    retriever, given_ = SplitSearch(3, WIDTHS, 4), pairs(0)
+    close(retriever(given_, None), torch.bmm(retriever.weights(given_, None), given_.keys))
 
 
 @searching
@@ -258,10 +304,9 @@ def test_gradients_are_finite_also_for_empty_histories(kind: str, count: int) ->
     total = retriever(given_, attention).square().sum()
     if retriever.first_stage_width:
         total = total + retriever.first_stage(given_).square().sum()
-        total.backward()
-        assert all(p.grad is not None and p.grad.any() for p in retriever.parameters())
-    else:
-        total.backward()
+    total.backward()
+    # What searches is learned too, in TWIN's own form by what the second stage is trained on.
+    assert all(p.grad is not None and p.grad.any() for p in retriever.parameters())
     learned = [keys, query, *retriever.parameters(), *attention.parameters()]
     assert all(v.grad is None or torch.isfinite(v.grad).all() for v in learned)
     assert keys.grad is not None
@@ -271,7 +316,7 @@ def test_gradients_are_finite_also_for_empty_histories(kind: str, count: int) ->
 
 @given(values=st.lists(st.sampled_from([-math.inf, -2.5, -1e-30, -0.0, 0.0, 3e-9, 1.0, 1e30])))
 def test_sort_keys_order_floats_and_of_equals_the_first(values: list[float]) -> None:
-    keys = _ranked(torch.tensor(values)).tolist()
+    keys = sort_keys(torch.tensor(values)).tolist()
     expected = sorted(range(len(values)), key=lambda place: (-values[place], place))
     assert sorted(range(len(values)), key=lambda place: -keys[place]) == expected
     assert len(set(keys)) == len(keys)
@@ -342,7 +387,8 @@ def test_nothing_of_the_size_of_all_pairs_times_width_is_laid_out() -> None:
     retrievers: list[TopK] = [
         SoftSearch(count, wide.item, 8),
         HammingSearch(count, wide.item, 16, 0),
-        SplitAttentionSearch(count, wide, 8),
+        SplitSearch(count, wide, 8),
+        SplitSearch(count, wide, 8, own=False),
     ]
     for retriever in retrievers:
         with Sizes():

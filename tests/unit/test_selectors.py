@@ -1,6 +1,7 @@
 """Selectors against plain Python: which events of a history a request is shown."""
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -10,11 +11,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from raysys.ctr.retrievers.contexts import Assignment, chosen_features, context_keys
+from raysys.ctr.retrievers.alike import AlikeContexts
+from raysys.ctr.retrievers.build import table_of
+from raysys.ctr.retrievers.config import Exact
 from raysys.ctr.retrievers.draws import distinct, mixed
-from raysys.ctr.retrievers.index import ContextIndex
 from raysys.ctr.retrievers.selectors import ByContext, RandomEvents
 from raysys.data.batch import Collator, Pointers, Selector
+from raysys.data.context_keys import ContextTable
 from raysys.data.contexts import ContextCodec, ContextFeature
 from raysys.data.histories import UNKNOWN_TS, Histories
 from raysys.errors import ConfigError
@@ -34,7 +37,8 @@ def codec(*values: tuple[str, ...]) -> ContextCodec:
 DATA = codec(("lunch", "dinner", "tea"), ("a", "b"))
 MODEL = codec(("dinner", "lunch"), ("b", "a"))
 MODEL_CODES = ({0: 0, 1: 1, 2: 3, 3: 2, 4: 1}, {0: 0, 1: 1, 2: 3, 3: 2})
-CONTEXTS = np.array([(m, a) for m in range(4) for a in range(4)], np.int32)
+CONTEXTS = [(m, a) for m in range(4) for a in range(4)]
+TABLE = ContextTable.fit(MODEL, MODEL.names, ("area", "meal"), ())
 SEEDS = st.integers(0, 10_000)
 COUNTS = st.integers(1, 6)
 
@@ -78,39 +82,76 @@ def asked(codes: np.ndarray) -> tuple[int, ...]:
     return tuple(table[int(c)] for table, c in zip(MODEL_CODES, codes, strict=True))
 
 
-def alike(seed: int) -> Assignment:
-    """Random similarities of most contexts; the others are unknown to it."""
+def alike(seed: int, drop: tuple[str, ...] = TABLE.drop) -> AlikeContexts:
+    """Random similarities of contexts, most of which training has met."""
     rng = np.random.default_rng(seed)
-    known = CONTEXTS[rng.permutation(len(CONTEXTS))[:12]]
-    return Assignment(MODEL, known, rng.random((12, 12)) < 0.3)
+    met = np.array(CONTEXTS)[rng.permutation(len(CONTEXTS))[:9]]
+    table = ContextTable.fit(MODEL, MODEL.names, drop, [met])
+    size = sum(len(level) for level in nodes(met.tolist(), drop))
+    return AlikeContexts.of(table, rng.random((size, size)) < 0.3)
+
+
+def without(context: Sequence[int], names: Sequence[str]) -> tuple[int, ...]:
+    return tuple(0 if name in names else c for name, c in zip(MODEL.names, context, strict=True))
+
+
+def nodes(met: list[list[int]], drop: tuple[str, ...]) -> list[list[tuple[int, ...]]]:
+    """The contexts of each level of back-off in order; the last level is everything."""
+    levels = [
+        sorted({without(context, drop[:level]) for context in met})
+        for level in range(len(drop) + 1)
+    ]
+    return [*levels, [()]]
+
+
+def node(context: tuple[int, ...], met: list[list[int]], drop: tuple[str, ...]) -> int:
+    """The number of the first node that holds the context."""
+    number = 0
+    for level, held in enumerate(nodes(met, drop)):
+        for other in held:
+            if other in (without(context, drop[:level]), ()):
+                return number
+            number += 1
+    raise AssertionError
 
 
 def by_hand(
-    past: Histories, points: Pointers, count: int, least: int, assignment: Assignment | None = None
-) -> tuple[list[list[int]], list[int]]:
-    """Rows and depths of every request, by looking at every event."""
-    out, depths = [], []
-    known = [] if assignment is None else assignment.contexts.tolist()
+    past: Histories,
+    points: Pointers,
+    count: int,
+    *,
+    least: int | None = None,
+    strict: bool = False,
+    likeness: AlikeContexts | None = None,
+    drop: tuple[str, ...] = TABLE.drop,
+) -> tuple[list[list[int]], list[list[int]]]:
+    """Rows and tiers of every request, by looking at every event."""
+    out, tiers = [], []
+    met = [] if likeness is None else likeness.table.codes(likeness.table.known_keys).tolist()
+
+    def tier_of(was: tuple[int, ...], now: tuple[int, ...]) -> int:
+        if likeness is not None:
+            near, far = node(now, met, drop), node(was, met, drop)
+            bits = bin(int("1" + likeness.rows[near], 16))[3:]
+            if bits[far] == "1":
+                return 0
+        agree = [
+            d for d in range(len(drop) + 1) if without(was, drop[:d]) == without(now, drop[:d])
+        ]
+        return min([*agree, len(drop) + 1])
+
     for start, end, context in zip(points.start, points.end, points.context, strict=True):
         now = asked(context)
-        events = [(row, asked(past.context[row])) for row in range(end - 1, start - 1, -1)]
-        found = {d: [row for row, was in events if was[:d] == now[:d]] for d in (0, 1, 2)}
-        if assignment is not None:
-
-            def like(was: tuple[int, ...], now: tuple[int, ...] = now) -> bool:
-                both = list(was) in known and list(now) in known
-                return was == now or (
-                    both and assignment.similar[known.index(list(now)), known.index(list(was))]
-                )
-
-            found[3] = []
-            for depth in found:  # what is alike counts at every depth
-                rows = [row for row, was in events if row in found[depth] or like(was)]
-                found[depth] = rows
-        depth = next((d for d in sorted(found, reverse=True) if len(found[d]) >= least), 0)
-        out.append(found[depth][:count])
-        depths.append(depth)
-    return out, depths
+        found = [(tier_of(asked(past.context[row]), now), -row) for row in range(start, end)]
+        enough = count if least is None else least
+        opened = [
+            (tier, row) for tier, row in sorted(found)
+            if tier == 0 or (not strict and sum(other < tier for other, _ in found) < enough)
+        ]  # fmt: skip
+        chosen = sorted((row, tier) for tier, row in opened[:count])
+        out.append([-row for row, _ in chosen])
+        tiers.append([tier for _, tier in chosen])
+    return out, tiers
 
 
 def lists(rows: np.ndarray) -> list[list[int]]:
@@ -121,37 +162,38 @@ def lists(rows: np.ndarray) -> list[list[int]]:
 
 SELECTORS: dict[str, Callable[[int], Selector]] = {
     "random": lambda k: RandomEvents(k, 3),
-    "exact": lambda k: ByContext(MODEL, k, least=2),
-    "alike": lambda k: ByContext(MODEL, k, assignment=alike(0)),
-    "permuted": lambda k: ByContext(MODEL, k, shuffle=1),
+    "exact": lambda k: ByContext(TABLE, k, least=2),
+    "full": lambda k: ByContext(TABLE, k),
+    "strict": lambda k: ByContext(TABLE, k, strict=True),
+    "alike": lambda k: ByContext(TABLE, k, alike=alike(0)),
+    "permuted": lambda k: ByContext(TABLE, k, shuffle=1),
 }
 every = pytest.mark.parametrize("name", list(SELECTORS))
 
 
-@given(seed=SEEDS, count=COUNTS, least=st.integers(1, 4))
-def test_exact_context_is_what_looking_at_every_event_finds(
-    seed: int, count: int, least: int
+@given(
+    seed=SEEDS,
+    count=COUNTS,
+    least=st.none() | st.integers(1, 8),
+    strict=st.booleans(),
+    drop=st.sampled_from([("area", "meal"), ("meal",), ()]),
+    counted=st.booleans(),
+)
+def test_events_are_those_that_looking_at_every_event_finds(
+    seed: int, count: int, least: int | None, strict: bool, drop: tuple[str, ...], counted: bool
 ) -> None:
     rng = np.random.default_rng(seed)
     past = histories(rng)
     points = pointers(rng, past)
-    selector = ByContext(MODEL, count, least=least)
-    rows, depths = by_hand(past, points, count, least)
-    assert lists(selector.rows(points, past)) == rows
-    assert selector.depths(points, past).tolist() == depths
-
-
-@given(seed=SEEDS, count=COUNTS, least=st.integers(1, 4))
-def test_assigned_contexts_are_what_looking_at_every_event_finds(
-    seed: int, count: int, least: int
-) -> None:
-    rng = np.random.default_rng(seed)
-    past = histories(rng)
-    points = pointers(rng, past)
-    selector = ByContext(MODEL, count, least=least, assignment=alike(seed))
-    rows, depths = by_hand(past, points, count, least, alike(seed))
-    assert lists(selector.rows(points, past)) == rows
-    assert selector.depths(points, past).tolist() == depths
+    likeness = alike(seed, drop)
+    options: dict[str, Any] = dict(least=None if strict else least, strict=strict)
+    given_ = likeness if counted else None
+    selector = ByContext(likeness.table, count, alike=given_, **options)
+    rows, tiers = selector.retrieve(points, past)
+    expected, steps = by_hand(past, points, count, likeness=given_, drop=drop, **options)
+    assert lists(rows) == expected
+    assert [[tier for tier in row if tier >= 0] for row in tiers.tolist()] == steps
+    assert ((rows >= 0) == (tiers >= 0)).all()
 
 
 @every
@@ -169,8 +211,9 @@ def test_rows_are_distinct_events_of_the_history_and_never_too_many(
     for start, end, own in zip(points.start, points.end, lists(rows), strict=True):
         assert len(set(own)) == len(own)
         assert all(start <= row < end for row in own)
-        assert own or end == start  # something is found wherever there is a past
-        if name == "random":
+        if name != "strict":
+            assert own or end == start  # something is found wherever there is a past
+        if name not in ("exact", "strict"):
             assert len(own) == min(count, end - start)
 
 
@@ -256,7 +299,7 @@ def test_a_batch_holds_the_events_that_were_chosen(seed: int) -> None:
     rng = np.random.default_rng(seed)
     past = histories(rng)
     points = pointers(rng, past)
-    collator = Collator(past, MODEL, 9, ByContext(MODEL, 4))
+    collator = Collator(past, MODEL, 9, ByContext(TABLE, 4))
     batch, rows = collator(points), collator.rows(points)
     for at in np.ndindex(*rows.shape):
         row = rows[at]
@@ -296,79 +339,133 @@ def test_permuted_contexts_are_those_of_earlier_events_of_the_user(seed: int, co
         drawn = mixed(seed, np.arange(end - start)).tolist()
         source += [start + word % (place + 1) for place, word in enumerate(drawn)]
     relabelled = replace(past, context=past.context[np.array(source, np.int64)])
-    got = lists(ByContext(MODEL, count, shuffle=seed).rows(points, past))
-    assert got == by_hand(relabelled, points, count, 1)[0]
+    got = lists(ByContext(TABLE, count, shuffle=seed).rows(points, past))
+    assert got == by_hand(relabelled, points, count)[0]
 
 
-def test_permuted_contexts_are_others() -> None:
+def test_permuted_contexts_are_others_and_as_frequent() -> None:
+    """Strict lists of single users, 6,000 events each, every one asked for each context."""
+    size, users = 6000, 4
     rng = np.random.default_rng(0)
-    past = histories(rng, 200)
-    plain, placebo = (ContextIndex.build(past, MODEL, shuffle) for shuffle in (None, 0))
+    context = np.stack([rng.integers(2, 5, users * size), rng.integers(2, 4, users * size)], 1)
+    past = Histories(
+        users=pa.array([f"u{i}" for i in range(users)]),
+        start=np.arange(users + 1) * size,
+        item=np.full(users * size, 2, np.int32),
+        ts=np.zeros(users * size, np.int64),
+        behaviour=np.zeros(users * size, np.int8),
+        context=context.astype(np.int32),
+        codec=DATA,
+    )
+    every_ = np.array([(m, a) for m in (2, 3, 4) for a in (2, 3)], np.int32)
+    user = np.repeat(np.arange(users), len(every_))
+    points = Pointers(
+        start=past.start[user],
+        end=past.start[user + 1],
+        ts=np.zeros(len(user), np.int64),
+        context=np.tile(every_, (users, 1)),
+        codec=DATA,
+        candidates=np.full((len(user), 1), 2),
+    )
+    table = ContextTable.fit(DATA, DATA.names, (), ())
+    plain, placebo = (
+        lists(ByContext(table, size, strict=True, shuffle=seed).rows(points, past))
+        for seed in (None, 0)
+    )
+    for one, other in zip(plain, placebo, strict=True):
+        # Counts of drawn contexts; events drawn from nearby prefixes vary together.
+        assert abs(len(one) - len(other)) < 6 * np.sqrt(2 * size / 6)
+        shared = len(set(one) & set(other)) / len(one)
+        assert abs(shared - 1 / 6) < 0.05
 
-    def context_of(index: ContextIndex) -> np.ndarray:
-        out = np.empty(len(index.order), np.int64)
-        keys = context_keys(index.context, MODEL)
-        out[index.order] = np.repeat(keys, np.diff(index.first))
-        return out
 
-    agree = (context_of(plain) == context_of(placebo)).mean()
-    assert agree < 0.3  # twelve contexts, some of them more frequent than others
-
-
-@given(seed=SEEDS, count=st.integers(1, 6))
-def test_the_nearest_contexts_are_those_of_largest_similarity(seed: int, count: int) -> None:
+@given(seed=SEEDS, share=st.floats(0.05, 1.0))
+@settings(max_examples=30)
+def test_the_nearest_contexts_are_those_below_a_share_of_divergences(
+    seed: int, share: float
+) -> None:
     rng = np.random.default_rng(seed)
-    similarity = rng.integers(0, 4, (16, 16)) / 4
-    similarity[rng.random((16, 16)) < 0.1] = np.nan
-    got = Assignment.nearest(MODEL, CONTEXTS, similarity, count)
-    for row in range(16):
-        known = [j for j in range(16) if not np.isnan(similarity[row, j])]
-        expected = sorted(known, key=lambda j: (-similarity[row, j], j))[:count]
-        assert np.flatnonzero(got.similar[row]).tolist() == sorted(expected)
+    table = alike(seed).table
+    size, met = len(alike(seed).rows), len(table.known)
+    widths = (3, 2)
+    parts = [rng.dirichlet(np.ones(width), size) for width in widths]
+    got = AlikeContexts.nearest(table, np.hstack(parts).astype(np.float32), widths, share).matrix
+
+    def entropy(p: np.ndarray) -> float:
+        return -sum(x * np.log2(x) for x in p if x > 0)
+
+    def divergence(i: int, j: int) -> float:
+        each = [entropy((p[i] + p[j]) / 2) - (entropy(p[i]) + entropy(p[j])) / 2 for p in parts]
+        return sum(each) / len(each)
+
+    pairs = sorted(divergence(i, j) for i in range(met) for j in range(i))
+    threshold = pairs[math.ceil(share * len(pairs)) - 1]
+    assert got.diagonal().all()
+    for i, j in np.ndindex(size, size):
+        distance = divergence(i, j)
+        if abs(distance - threshold) > 1e-5:
+            assert got[i, j] == (i == j or distance < threshold)
+    within = got[:met, :met][np.triu_indices(met, 1)].mean()
+    assert within >= share - 1e-9
+    assert within < share + 1 / len(pairs) + 1e-9
 
 
 @given(seed=SEEDS)
 @settings(max_examples=20)
-def test_a_shuffled_assignment_keeps_the_number_of_contexts(seed: int) -> None:
+def test_drawn_contexts_are_as_many_and_keep_the_own_one(seed: int) -> None:
     given_ = alike(seed)
-    got = given_.shuffled(seed)
-    assert got.similar.sum(1).tolist() == given_.similar.sum(1).tolist()
-    assert np.diag(got.similar).tolist() == np.diag(given_.similar).tolist()
-    assert (got.similar == given_.shuffled(seed).similar).all()
+    events = np.random.default_rng(seed).integers(0, 50, len(given_.rows))
+    got = given_.drawn(events, seed)
+    assert got.table == given_.table
+    assert got.matrix.sum(1).tolist() == given_.matrix.sum(1).tolist()
+    assert got.matrix.diagonal().tolist() == given_.matrix.diagonal().tolist()
+    assert got == given_.drawn(events, seed)
 
 
-def test_a_shuffled_assignment_forgets_the_old_one() -> None:
+def test_drawn_contexts_forget_the_old_ones_but_not_how_frequent_they_are() -> None:
     rng = np.random.default_rng(0)
-    big = np.stack(np.meshgrid(range(20), range(20), indexing="ij"), -1).reshape(-1, 2)
-    wide = codec(tuple(map(str, range(18))), tuple(map(str, range(18))))
-    given_ = Assignment(wide, big.astype(np.int32), rng.random((400, 400)) < 0.2)
-    kept = (given_.similar & given_.shuffled(1).similar).sum() / given_.similar.sum()
-    assert abs(kept - 0.2) < 0.02
-    assert (given_.shuffled(1).similar != given_.shuffled(2).similar).any()
+    events = (1e6 / np.arange(1, 401) ** 1.2).astype(np.int64)[rng.permutation(400)]
+    given_ = AlikeContexts.of(TABLE, (rng.random((400, 400)) < 0.2) | np.eye(400, dtype=bool))
+    got = given_.drawn(events, 1)
+    old, new = (x.matrix & ~np.eye(400, dtype=bool) for x in (given_, got))
+    assert abs((old & new).sum() / old.sum() - 0.2) < 0.03
+    # The most frequent contexts weigh most in how many events a list has.
+    held, drawn = (x @ np.minimum(events, np.sort(events)[-17]) for x in (old, new))
+    anyhow = np.random.default_rng(2).permuted(old, axis=1) @ np.minimum(
+        events, np.sort(events)[-17]
+    )
+    assert np.abs(held - drawn).mean() < 0.5 * np.abs(held - anyhow).mean()
+    assert (got.matrix != given_.drawn(events, 2).matrix).any()
+
+
+def test_alike_contexts_are_plain_values() -> None:
+    given_ = alike(3)
+    again = AlikeContexts.model_validate_json(given_.model_dump_json())
+    assert again == given_
+    assert (again.matrix == given_.matrix).all()
 
 
 def test_features_are_chosen_by_name_in_the_order_given() -> None:
-    assert chosen_features(MODEL, ("area", "meal")).names == ("area", "meal")
-    assert chosen_features(MODEL, None) == MODEL
-    with pytest.raises(ConfigError, match="no context feature weather; it has meal, area"):
-        chosen_features(MODEL, ("meal", "weather"))
+    assert table_of(Exact(contexts=("area", "meal")), MODEL).codec.names == ("area", "meal")
+    assert table_of(Exact(), MODEL) == TABLE  # though one of them has been used
+    assert table_of(Exact(drop=("meal",)), MODEL).drop == ("meal",)
+    with pytest.raises(ConfigError, match="unknown context features weather; known: meal, area"):
+        table_of(Exact(contexts=("meal", "weather")), MODEL)
     wide = tuple(
         ContextFeature(name=f"f{i}", kind="categorical", values=tuple(map(str, range(98))))
         for i in range(10)
     )
     with pytest.raises(ConfigError, match="too many combinations"):
-        chosen_features(ContextCodec(features=wide), None)
-    with pytest.raises(ValueError, match="other context features"):
-        ByContext(DATA, 3, assignment=alike(0))
+        table_of(Exact(), ContextCodec(features=wide))
 
 
 @given(seed=SEEDS)
 @settings(max_examples=10)
-def test_the_last_feature_named_is_given_up_first(seed: int) -> None:
+def test_a_feature_that_is_not_named_does_not_matter(seed: int) -> None:
     rng = np.random.default_rng(seed)
     past = histories(rng)
     points = pointers(rng, past)
-    chosen = ByContext(chosen_features(MODEL, ("area",)), 3)
+    chosen = ByContext(table_of(Exact(contexts=("area",)), MODEL), 3, least=1)
     for row, own in enumerate(lists(chosen.rows(points, past))):
         span: Any = range(points.end[row] - 1, points.start[row] - 1, -1)
         now = asked(points.context[row])[1]

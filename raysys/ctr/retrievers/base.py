@@ -1,7 +1,7 @@
 """What all retrievers inside a ranker share: the two stages, ties, padding, memory."""
 
 from abc import abstractmethod
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -42,6 +42,16 @@ class Pairs(NamedTuple):
     events: Tensor
 
 
+class Attention(Protocol):
+    """What weighs events; arguments and results as of `TargetAttention`."""
+
+    def weights(self, query: Tensor, keys: Tensor, mask: Tensor) -> Tensor:
+        """[B, C, L], 0 for padding."""
+
+    def __call__(self, query: Tensor, keys: Tensor, mask: Tensor) -> Tensor:
+        """[B, C, D]."""
+
+
 class Retriever(nn.Module):
     """From candidates and their user's past to one vector of interest per candidate.
 
@@ -70,7 +80,7 @@ class Retriever(nn.Module):
 
 
 class TopK(Retriever):
-    """Two stages: each candidate's K most relevant events, then target attention over these.
+    """Two stages: each candidate's K most relevant events, then attention over these.
 
     Only the K are gathered: [B, C, K, D] is the largest tensor of the second stage, [B, C, L]
     that of the first. Of equally relevant events the newest are chosen.
@@ -88,25 +98,30 @@ class TopK(Retriever):
         after rounding to single they are ties wherever in the window the events are.
         """
 
+    def second_stage(self, attention: TargetAttention | None) -> Attention:
+        """What weighs the K events; `attention` is the ranker's."""
+        assert attention is not None
+        return attention
+
     def weights(self, pairs: Pairs, attention: TargetAttention | None) -> Tensor:
         """See `Retriever`."""
-        assert attention is not None
+        second = self.second_stage(attention)
         if self._all_fit(pairs):
-            return attention.weights(pairs.query, pairs.keys, self._found(pairs)[1])
+            return second.weights(pairs.query, pairs.keys, self._found(pairs)[1])
         index, real = self._chosen(pairs)
         query, keys = self._gathered(pairs, index)
-        weights = attention.weights(query, keys, real.flatten(0, 1)).view_as(index)
+        weights = second.weights(query, keys, real.flatten(0, 1)).view_as(index)
         out = weights.new_zeros(*index.shape[:2], pairs.keys.shape[1])
         return out.scatter_add(2, index, weights)
 
     def forward(self, pairs: Pairs, attention: TargetAttention | None) -> Tensor:
         """See `Retriever`."""
-        assert attention is not None
+        second = self.second_stage(attention)
         if self._all_fit(pairs):
-            return attention(pairs.query, pairs.keys, self._found(pairs)[1])
+            return second(pairs.query, pairs.keys, self._found(pairs)[1])
         index, real = self._chosen(pairs)
         query, keys = self._gathered(pairs, index)
-        return attention(query, keys, real.flatten(0, 1)).view_as(pairs.query)
+        return second(query, keys, real.flatten(0, 1)).view_as(pairs.query)
 
     def _all_fit(self, pairs: Pairs) -> bool:
         # An exported program must not depend on the length of its window.
@@ -121,7 +136,7 @@ class TopK(Retriever):
     def _chosen(self, pairs: Pairs) -> tuple[Tensor, Tensor]:
         """Where the K events of each candidate are in the window [B, C, K], and which are real."""
         scores, real = self._found(pairs)
-        key = _ranked(scores).masked_fill(~real, _NOWHERE)
+        key = sort_keys(scores).masked_fill(~real, _NOWHERE)
         if torch.compiler.is_exporting():
             key = nn.functional.pad(key, (0, self.count), value=_NOWHERE)
         best, index = key.topk(self.count, sorted=False)
@@ -138,7 +153,7 @@ class TopK(Retriever):
         return pairs.query.reshape(-1, 1, width), keys.flatten(0, 1)
 
 
-def _ranked(scores: Tensor) -> Tensor:
+def sort_keys(scores: Tensor) -> Tensor:
     """Scores [..., L] as int64 of the same order, of equals the first place the largest.
 
     A float's bits are in order as they are, those of a negative one the other way round.

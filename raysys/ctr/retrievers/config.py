@@ -4,7 +4,9 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from raysys.ctr.retrievers.alike import AlikeContexts
 from raysys.ctr.retrievers.draws import MAX_SEED
+from raysys.data.attributes import AttributeConfig
 
 Count = Annotated[int, Field(ge=1)]
 Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
@@ -26,12 +28,34 @@ class _Chosen(_Kind):
 
 
 class _Contexts(_Chosen):
-    """contexts: names of features, the weightiest first; left out: all, as the data declare them.
-    least: below this number of events the last named feature is given up, then the one before it.
+    """contexts: names of the features that make a context; left out: all, as the data declare
+    them. drop: in which order they are given up where events are too few; left out: the last
+    one first, until none is left. least: how many events are enough; left out: k. strict: nothing
+    is given up.
     """
 
     contexts: tuple[str, ...] | None = None
-    least: Count = 1
+    drop: tuple[str, ...] | None = None
+    least: Count | None = None
+    strict: bool = False
+
+    @model_validator(mode="after")
+    def _one_rule(self) -> "_Contexts":
+        if self.strict and (self.least is not None or self.drop is not None):
+            raise ValueError("strict gives nothing up; leave out least and drop")
+        return self
+
+
+class _Counted(_Contexts):
+    """attributes: the item fields whose shares are compared. strength: of the prior on what is
+    known without one more feature of drop, in events. share: of all pairs of contexts, the part
+    that counts as alike. fitted: filled in by training.
+    """
+
+    attributes: AttributeConfig
+    strength: Annotated[float, Field(ge=0)] = 20.0
+    share: Annotated[float, Field(gt=0, le=1)] = 0.3
+    fitted: AlikeContexts | None = None
 
 
 class _Searched(_Kind):
@@ -72,7 +96,7 @@ class Random(_Chosen):
 
 
 class Exact(_Contexts):
-    """The newest k events in the request's very context."""
+    """k events in the request's very context."""
 
     kind: Literal["exact"] = "exact"
 
@@ -81,6 +105,19 @@ class Permuted(_Contexts):
     """A placebo of `exact`: events have contexts of other events of their user."""
 
     kind: Literal["permuted"] = "permuted"
+    seed: Seed = 0
+
+
+class CountedJS(_Counted):
+    """k events in contexts in which the same was liked in training."""
+
+    kind: Literal["counted-js"] = "counted-js"
+
+
+class RandomContexts(_Counted):
+    """A placebo of `counted-js`: as many contexts alike to each, drawn at random."""
+
+    kind: Literal["random-contexts"] = "random-contexts"
     seed: Seed = 0
 
 
@@ -131,13 +168,28 @@ class SDIM(_Kind):
 
 
 class TWIN(_Searched):
-    """The k events of largest target attention on split features; width: of its projections."""
+    """The k events of largest target attention on split features; width: of its projections.
+
+    stage_two: `own`, the same attention weighs the k events; `shared`, that of all other arms.
+    """
 
     kind: Literal["twin"] = "twin"
     width: Count = 32
+    stage_two: Literal["own", "shared"] = "own"
 
 
 RetrieverConfig = Annotated[
-    Recent | Full | Random | Exact | Permuted | SIMHard | SIMSoft | ETA | SDIM | TWIN,
+    Recent
+    | Full
+    | Random
+    | Exact
+    | Permuted
+    | CountedJS
+    | RandomContexts
+    | SIMHard
+    | SIMSoft
+    | ETA
+    | SDIM
+    | TWIN,
     Field(discriminator="kind"),
 ]

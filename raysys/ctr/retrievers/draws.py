@@ -5,8 +5,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from raysys.ctr.retrievers.contexts import Ints
-
+Ints = npt.NDArray[np.int64]
 Words = npt.NDArray[np.uint64]
 MAX_SEED = 2**63 - 1
 _ROUNDS = 4

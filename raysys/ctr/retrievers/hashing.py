@@ -26,7 +26,7 @@ class SimHash(nn.Module):
 
 
 class HammingSearch(TopK):
-    """ETA, §3: the K events whose signatures of m bits differ in the fewest from the candidate's.
+    """ETA: the K events whose signatures of m bits differ in the fewest from the candidate's.
 
     Signatures are taken of the item parts of the vectors, with the embeddings as they are at the
     moment, so that the search follows the learning of the ranker.
@@ -52,7 +52,7 @@ class HammingSearch(TopK):
 
 
 class BucketSums(Retriever):
-    """SDIM, §4.1: Attn(q, S) = 1/G Σ_g ℓ2( Σ_{j: h_g(s_j) = h_g(q)} s_j ), ℓ2(x) = x/‖x‖.
+    """SDIM: Attn(q, S) = 1/G Σ_g ℓ2( Σ_{j: h_g(s_j) = h_g(q)} s_j ), ℓ2(x) = x/‖x‖.
 
     m hashes in G = m/τ groups; an event is in the candidate's bucket of a group if all τ signs
     are the same, which has the probability (1 − θ/π)^τ. The sums of all buckets are made once

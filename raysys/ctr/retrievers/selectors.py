@@ -1,15 +1,20 @@
 """Selectors: past events per request, whatever its candidates. See `raysys.data.batch.Selector`."""
 
+from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
+import numpy.typing as npt
 
-from raysys.ctr.retrievers.contexts import Assignment, Ints
+from raysys.ctr.retrievers.alike import AlikeContexts
 from raysys.ctr.retrievers.draws import distinct, mixed
-from raysys.ctr.retrievers.index import ContextIndex, Lists
+from raysys.data.attribute_counts import CHUNK
 from raysys.data.batch import Pointers
-from raysys.data.contexts import ContextCodec
+from raysys.data.context_index import ContextIndex, held_below, locate
+from raysys.data.context_keys import ContextTable
 from raysys.data.histories import Histories
+
+Ints = npt.NDArray[np.int64]
 
 
 class RandomEvents:
@@ -32,88 +37,97 @@ class RandomEvents:
         return np.sort(np.where(back >= 0, pointers.end[:, None] - 1 - back, -1), 1)[:, ::-1]
 
 
+@dataclass(frozen=True)
+class _Indexed:
+    """Histories by context; node [pairs] of each user's context where contexts are alike."""
+
+    histories: Histories
+    index: ContextIndex
+    node: Ints | None
+
+
 class ByContext:
-    """The K newest events of contexts like the request's.
+    """K events of contexts like the request's, tier by tier, the newest of a tier first.
 
-    Without an assignment, events with exactly the values of the request (exact-context). With
-    one, also those of the contexts assigned to the request's; a context the assignment does not
-    know is alike to itself only.
-
-    Fewer than `least` events: the values need to agree in fewer features, the last one being
-    given up first, until at least `least` are found; without any feature left, all events count.
-    What was alike before stays so. The step taken is `depths`.
+    Tier 0 are events in the request's very context, or in one that is alike to it. Where they
+    are too few, the features of `table.drop` are given up one after another: tier l are the
+    events that agree without the first l of them. Behind these, the last tier, comes all that
+    is left.
 
     Args:
-        codec: the features in the order of their weight, see `chosen_features`.
+        table: the features that make a context, and in which order they are given up.
         count: K.
-        least: of which number of events on nothing is given up.
-        assignment: contexts that count as alike; of the same features.
-        shuffle: seed of a placebo in which events have contexts of other events, see
-            `ContextIndex.build`.
+        least: a tier is opened where the tiers before it hold fewer events than this; None: K,
+            so that a list is full whenever the history is long enough.
+        strict: no tier but 0 is opened.
+        alike: contexts that count as alike, of the same table; None: each to itself only.
+        shuffle: seed of a placebo. Each event has the context of an event drawn at random from
+            its user's first events up to itself, with replacement: not a permutation of the whole
+            history, in which the past would depend on the future. Where a user's contexts do not
+            change in the course of time, a context has as many events as before on average.
     """
 
     def __init__(
         self,
-        codec: ContextCodec,
+        table: ContextTable,
         count: int,
         *,
-        least: int = 1,
-        assignment: Assignment | None = None,
+        least: int | None = None,
+        strict: bool = False,
+        alike: AlikeContexts | None = None,
         shuffle: int | None = None,
     ) -> None:
-        if assignment is not None and assignment.codec != codec:
-            raise ValueError("the assignment is made of other context features")
-        self.codec = codec
+        self.table = table
         self.count = count
         self.least = least
-        self.assignment = assignment
+        self.strict = strict
+        self.alike = None if alike is None else alike.matrix
         self.shuffle = shuffle
-        self._translator = lru_cache(maxsize=4)(codec.translator)
-        self._index: tuple[Histories, ContextIndex] | None = None
+        self._translator = lru_cache(maxsize=4)(table.codec.translator)
+        self._indexed: _Indexed | None = None
 
     def rows(self, pointers: Pointers, histories: Histories) -> Ints:
         """See `Selector`."""
-        index = self._index_of(histories)
-        lists, agree, depth = self._agreement(index, pointers)
-        chosen = lists.where(agree >= depth[lists.owner])
-        return index.newest(chosen, len(depth), self.count)
+        return self.retrieve(pointers, histories)[0]
 
-    def depths(self, pointers: Pointers, histories: Histories) -> Ints:
-        """How many features had to agree [B]: F + 1 where the assignment was followed, F where
-        all values are the request's, 0 where the newest of all events were taken."""
-        return self._agreement(self._index_of(histories), pointers)[2]
+    def retrieve(self, pointers: Pointers, histories: Histories) -> tuple[Ints, Ints]:
+        """Event rows and their tiers [B, K], −1 behind the last; K is what the fullest request
+        needs."""
+        held = self._index_of(histories)
+        contexts = held.index.contexts(*locate(histories, pointers.start, pointers.end))
+        asked = self.table.keys(self._translator(pointers.codec)(pointers.context))
+        alike = None
+        if self.alike is not None:
+            assert held.node is not None
+            near = self.table.nodes(asked)[contexts.request]
+            alike = self.alike[near, held.node[contexts.pair]]
+        tier = self.table.tiers(contexts.key, asked[contexts.request], alike, strict=self.strict)
+        if self.least is not None:
+            tier = np.where(held_below(contexts, tier) < self.least, tier, -1)
+        positions, tiers = held.index.newest(contexts, tier, self.count)
+        width = max(1, int((positions >= 0).any(0).sum()))
+        positions, tiers = positions[:, :width], tiers[:, :width]
+        return np.where(positions >= 0, positions + pointers.start[:, None], -1), tiers
 
-    def _index_of(self, histories: Histories) -> ContextIndex:
+    def _index_of(self, histories: Histories) -> _Indexed:
         # A collator gathers from one place only; the index is that place's.
-        if self._index is None or self._index[0] is not histories:
-            built = ContextIndex.build(histories, self.codec, self.shuffle)
-            self._index = (histories, built)
-        return self._index[1]
+        if self._indexed is None or self._indexed.histories is not histories:
+            index = ContextIndex.build(np.asarray(histories.start), self._keys(histories))
+            node = None if self.alike is None else self.table.nodes(index.key)
+            self._indexed = _Indexed(histories, index, node)
+        return self._indexed
 
-    def _agreement(self, index: ContextIndex, pointers: Pointers) -> tuple[Lists, Ints, Ints]:
-        """The lists of the requests, the depth [X] up to which each agrees, and the depth [B]
-        that is asked for."""
-        asked = self._translator(pointers.codec)(pointers.context)
-        lists = index.lists(pointers.start, pointers.end)
-        lived = index.context[lists.number]
-        features = len(self.codec.features)
-        deepest = features + (self.assignment is not None)
-        agree = np.cumprod(lived == asked[lists.owner], axis=1, dtype=np.int64).sum(1)
-        if self.assignment is not None:
-            agree[self._alike(self.assignment, asked, lists, lived) | (agree == features)] = deepest
-        size = np.bincount(
-            lists.owner * (deepest + 1) + agree,
-            lists.end - lists.begin,
-            len(asked) * (deepest + 1),
-        ).reshape(len(asked), deepest + 1)
-        enough = np.cumsum(size[:, ::-1], axis=1)[:, ::-1] >= self.least
-        enough[:, 0] = True
-        return lists, agree, deepest - np.argmax(enough[:, ::-1], axis=1)
-
-    @staticmethod
-    def _alike(assignment: Assignment, asked: Ints, lists: Lists, lived: Ints) -> Ints:
-        target = assignment.places(asked)[lists.owner]
-        place = assignment.places(lived)
-        known = (target >= 0) & (place >= 0)
-        known[known] = assignment.similar[target[known], place[known]]
-        return known
+    def _keys(self, histories: Histories) -> Ints:
+        """The context key that each event counts with [N]."""
+        translate = self._translator(histories.codec)
+        size = len(histories.item)
+        keys = np.empty(size, np.int64)
+        for low in range(0, size, CHUNK):
+            part = slice(low, low + CHUNK)
+            keys[part] = self.table.keys(translate(histories.context[part]))
+        if self.shuffle is None:
+            return keys
+        begin = np.repeat(histories.start[:-1], np.diff(histories.start))
+        place = np.arange(size) - begin
+        drawn = mixed(self.shuffle, place) % (place + 1).astype(np.uint64)
+        return keys[begin + drawn.astype(np.int64)]

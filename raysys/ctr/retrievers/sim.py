@@ -1,4 +1,4 @@
-"""SIM: Search-based Interest Model (Pi et al., CIKM 2020), §3.2, general search unit."""
+"""SIM: Search-based Interest Model (Pi et al., CIKM 2020, arXiv 2006.05639), first stage."""
 
 import torch
 from torch import Tensor, nn
@@ -8,8 +8,7 @@ from raysys.data.contexts import FIRST
 
 
 class HardSearch(TopK):
-    """r_i = 1 if C_i = C_a, else the event is not found (hard search): events of the candidate's
-    category, the newest K of them.
+    """Hard search: events of the candidate's category, the newest K of them.
 
     An item without a category, or with one that training has not seen, finds nothing.
 
@@ -36,11 +35,11 @@ class HardSearch(TopK):
 
 
 class SoftSearch(TopK):
-    """r_i = (W_b e_i)·(W_a e_a) (soft search), the K largest.
+    """Soft search: the K events of largest inner product r_i = (W_b e_i)·(W_a e_a).
 
-    e are the item parts of the vectors. The paper learns W by an auxiliary click task on
-    U = Σ_i r_i e_i; here U is divided by the number of events, so that it does not grow with the
-    history. The paper's second stage is an attention of its own, here it is the ranker's.
+    e are the item parts of the vectors. As in the paper, W is learned by an auxiliary click task
+    on what the first stage makes of all events: here their mean, weighted by r_i. The paper's
+    second stage is an attention of its own, here it is the ranker's.
 
     Args:
         count: K.
