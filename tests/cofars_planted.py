@@ -149,7 +149,7 @@ def train(selector: CofarsSelector, planted: Planted, warm: int = 300, steps: in
         pointers.candidates[:, 0] = 2 + clicked
         requests = planted.reader(pointers)
         if step == warm:
-            selector.calibrate(requests, 70.0)
+            selector.calibrate(requests, 70.0, 70.0)
         if step < warm:
             u = selector.encoder.user_vectors(requests.user)
             profiles = selector.encoder.profile(u.unsqueeze(1) + selector.encoder.prototypes)

@@ -2,6 +2,7 @@
 
 import importlib
 from abc import abstractmethod
+from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 import torch
@@ -67,6 +68,15 @@ class Ranker(nn.Module):
             torch.from_numpy(catalogue.codes).long(),
             {name: torch.from_numpy(values) for name, values in catalogue.vectors.items()},
         )
+
+    def open_indexes(self, folder: Path) -> None:
+        """Where the run keeps what it has computed of its histories, so that `collator` need not.
+
+        Nothing by default.
+
+        Raises:
+            ArtifactError: what lies there belongs to another model.
+        """
 
     def freeze(self) -> None:
         """Prepare for scoring: evaluation mode, items encoded once."""

@@ -302,6 +302,7 @@ def load_run(path: Path | str) -> LoadedRun:
     vectors = {name: columns.read(name) for name in config.vectors} if columns else {}
     catalogue = Catalogue.build(items, features, vectors)
     model.bind(catalogue)
+    model.open_indexes(path / "indexes")
     stored = path / "snapshot" / "histories"
     return LoadedRun(
         path=path,

@@ -17,8 +17,7 @@ from raysys.data.world import WorldConfig, make_world
 from raysys.errors import ConfigError, RaysysError
 from raysys.options import resolve
 from raysys.recipes.evaluate import evaluate
-from raysys.recipes.ranker import run
-from raysys.recipes.registry import recipe_of
+from raysys.recipes.registry import recipe_of, run
 from raysys.tracking.report import write_report
 from serve_apps.client import Client
 from serve_apps.config import Family, Model, Models, ServeConfig

@@ -9,12 +9,11 @@ from rich.console import Console
 
 from raysys.errors import ConfigError
 from raysys.options import resolve
-from raysys.recipes.ranker import run
-from raysys.recipes.registry import recipe_of
+from raysys.recipes.registry import recipe_of, run
 
 
 def train(
-    recipe: Annotated[str, typer.Argument(help="ctr/din, ctr/dcnv2, ctr/finalmlp or news/nrms.")],
+    recipe: Annotated[str, typer.Argument(help="One of docs/recipes.md, e.g. ctr/din.")],
     overrides: Annotated[
         list[str] | None, typer.Argument(help="key=value, e.g. train.lr=0.01 train.workers=2")
     ] = None,

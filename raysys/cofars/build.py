@@ -49,6 +49,7 @@ def build_selector(
         layers=graph.layers,
         attention=graph.attention,
         self_loops=graph.self_loops,
+        residual=graph.residual,
         mse=loss.mse,
         ind=loss.ind,
         literal=loss.literal,

@@ -2,9 +2,10 @@
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from raysys.data.attributes import AttributeConfig
+from raysys.data.manifest import known_behaviours
 from raysys.layers.divergence import Kind
 
 Positive = Annotated[float, Field(gt=0)]
@@ -30,10 +31,12 @@ class PreferenceConfig(_Frozen):
 
     `strength` of the Dirichlet prior and `support` are in events. `per_user_shrunk` compares the
     shares of a user in his contexts, shrunk to the shares of all users, with the model's.
-    `pairs` of contexts are drawn per request for L_MSE.
+    `behaviours` are those that count; none named: all of the history. `pairs` of contexts are
+    drawn per request for L_MSE.
     """
 
     attributes: AttributeConfig
+    behaviours: Annotated[tuple[str, ...], AfterValidator(known_behaviours)] = ()
     strength: Annotated[float, Field(ge=0)] = 20.0
     support: Count = 30
     per_user_shrunk: bool = False
@@ -46,7 +49,9 @@ class EncoderConfig(_Frozen):
     `activation`: softmax per field; the paper's sigmoid as it is; sigmoids divided by their
     sum per field. `similarity`: 1 − divergence of shares, or σ of the inner product (ablation).
     `joint_only`: a context is one vector (0 where unseen), without those of its values.
-    `cold_user`: the vector of an unknown user.
+    `cold_user`: the vector of an unknown user. `anchored`: after the warm-up the prototypes are
+    put on contexts, and the encoder stays as it is. Otherwise the prototypes are where L_IND has
+    spread them, and the full loss moves all vectors, as printed.
     """
 
     dim: Count = 32
@@ -60,16 +65,20 @@ class EncoderConfig(_Frozen):
     cold_user: Literal["zero", "mean"] = "zero"
     user_dropout: Share = 0.1
     init_std: Positive = 0.01
+    anchored: bool = True
 
 
 class GateConfig(_Frozen):
-    """Gumbel gates. `calibrated`: learned scale and threshold, the latter set once at a
-    percentile of observed similarities; otherwise the paper's gate. `fallback`: the best
-    prototype is on where none is."""
+    """Gumbel gates. `calibrated`: learned scale and threshold, the latter set at percentiles of
+    observed similarities (of edges, and of a request's prototypes), again after each epoch with
+    `recalibrate`; otherwise the paper's gate. `fallback`: the best prototype is on where none
+    is."""
 
     temperature: Positive = 1.0
     calibrated: bool = True
-    percentile: Annotated[float, Field(ge=0, le=100)] = 70.0
+    percentile: Annotated[float, Field(ge=0, le=100)] = 92.0
+    choice_percentile: Annotated[float, Field(ge=0, le=100)] = 93.0
+    recalibrate: bool = True
     soft: bool = False
     fallback: bool = True
 
@@ -77,13 +86,15 @@ class GateConfig(_Frozen):
 class GraphConfig(_Frozen):
     """Graph over prototypes and contexts; no layers: no aggregation (ablation).
 
-    `target`: a target context that is not in the user's graph is added to it, or skipped and
-    used as it is.
+    `residual`: H' = H + ReLU(…), so that P still knows what it was fitted on; otherwise as
+    printed. `target`: a target context that is not in the user's graph is added to it, or
+    skipped and used as it is.
     """
 
     layers: Annotated[int, Field(ge=0)] = 1
     attention: Literal["similarity", "dot"] = "similarity"
     self_loops: bool = True
+    residual: bool = True
     target: Literal["add", "skip"] = "add"
 
 

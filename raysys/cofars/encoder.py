@@ -74,6 +74,33 @@ class ContextEncoder(nn.Module):
         values: Tensor = self.values(codes)
         return joint + values.view(*codes.shape, self.dim).sum(-2)
 
+    @torch.no_grad()
+    def place_prototypes(
+        self, codes: Tensor, rows: Tensor, weight: Tensor, rounds: int = 20
+    ) -> None:
+        """Put the prototypes on contexts: codes [M, F], rows [M], weight [M] by importance.
+
+        They become medoids of the predicted shares: first the weightiest context, then always
+        the one farthest from those chosen; then Voronoi rounds as in k-means. Where there are
+        fewer contexts than prototypes, the others stay as they are.
+        """
+        vectors = self.contexts(codes, rows)
+        profile = self.profile(vectors)
+        every = torch.zeros(len(rows), dtype=torch.int64, device=rows.device)
+        apart = 1 - self.similarities(profile, profile.unsqueeze(0), every)
+        count = min(len(self.prototypes), len(rows))
+        chosen = weight.argmax().view(1)
+        while len(chosen) < count:
+            chosen = torch.cat([chosen, apart[:, chosen].amin(1).argmax().view(1)])
+        for _ in range(rounds):
+            mine = torch.nn.functional.one_hot(apart[:, chosen].argmin(1), count).to(apart.dtype)
+            # Cost [M, count] of each context as the medoid of a cell; only its own may be one.
+            cost = apart @ (mine * weight.unsqueeze(1))
+            best = cost.masked_fill(mine == 0, float("inf")).argmin(0)
+            # Of two contexts alike, one has no cell.
+            chosen = torch.where(mine.any(0), best, chosen)
+        self.prototypes[:count] = vectors[chosen]
+
     def user_vectors(self, users: Tensor) -> Tensor:
         """u [R, D] of users [R], −1 for an unknown one. Training forgets some users."""
         known = users >= 0

@@ -81,12 +81,18 @@ class GraphAggregator(nn.Module):
         dim: D.
         layers: L; 0 leaves all vectors as they are.
         attention: sim of the profiles of HW, as printed, or their inner product over √D.
+        residual: H' = H + ReLU(...), so that a node stays what P was fitted on.
     """
 
     def __init__(
-        self, dim: int, layers: int = 1, attention: Literal["similarity", "dot"] = "similarity"
+        self,
+        dim: int,
+        layers: int = 1,
+        attention: Literal["similarity", "dot"] = "similarity",
+        residual: bool = False,
     ) -> None:
         super().__init__()
+        self.residual = residual
         self.dim = dim
         self.attention = attention
         self.layers = nn.ModuleList(nn.Linear(dim, dim, bias=False) for _ in range(layers))
@@ -99,7 +105,7 @@ class GraphAggregator(nn.Module):
             summed = torch.zeros_like(message).index_add(
                 0, graph.target, alpha.unsqueeze(-1) * message.index_select(0, graph.source)
             )
-            nodes = torch.relu(summed)
+            nodes = nodes + torch.relu(summed) if self.residual else torch.relu(summed)
         return nodes
 
     def weights(self, message: Tensor, graph: Edges, encoder: ContextEncoder) -> Tensor:

@@ -125,6 +125,15 @@ class Lists:
         columns.write("bits", self.bits)
         (folder / "model").write_text(f"{self.model} {self.prototypes}", encoding="utf-8")
 
+    @staticmethod
+    def version(folder: Path) -> str:
+        """The selector that the lists in `folder` were made with.
+
+        Raises:
+            ArtifactError: there are none.
+        """
+        return _header(folder)[0]
+
     @classmethod
     def load(cls, folder: Path, model: str) -> "Lists":
         """Open memory-mapped lists.
@@ -132,16 +141,21 @@ class Lists:
         Raises:
             ArtifactError: there are none, or they were made with another selector.
         """
-        try:
-            made, prototypes = (folder / "model").read_text(encoding="utf-8").split()
-        except (OSError, ValueError) as error:
-            raise ArtifactError(f"{folder}: holds no CoFARS lists; build them") from error
+        made, prototypes = _header(folder)
         if made != model:
             raise ArtifactError(
                 f"{folder}: lists of model {made} cannot serve model {model}; build them again"
             )
         bits = ColumnFolder(folder).read("bits")
         return cls(ContextIndex.load(folder), bits, int(prototypes), model)
+
+
+def _header(folder: Path) -> tuple[str, str]:
+    try:
+        made, prototypes = (folder / "model").read_text(encoding="utf-8").split()
+    except (OSError, ValueError) as error:
+        raise ArtifactError(f"{folder}: holds no CoFARS lists; build them") from error
+    return made, prototypes
 
 
 def tiers(

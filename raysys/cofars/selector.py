@@ -61,7 +61,7 @@ class CofarsSelector(nn.Module):
         item_dim: width of one item field.
         vector_widths: widths of the frozen text vectors by field.
         temperature, calibrated, soft, fallback: see `GateConfig`.
-        layers, attention, self_loops: see `GraphConfig`.
+        layers, attention, self_loops, residual: see `GraphConfig`.
         mse, ind, literal, raw: see `LossConfig`.
         pairs: pairs of contexts drawn per request for L_MSE.
     """
@@ -80,6 +80,7 @@ class CofarsSelector(nn.Module):
         layers: int = 1,
         attention: Literal["similarity", "dot"] = "similarity",
         self_loops: bool = True,
+        residual: bool = False,
         mse: float = 5e-2,
         ind: float = 1e-3,
         literal: bool = False,
@@ -91,7 +92,7 @@ class CofarsSelector(nn.Module):
         self.encoder = encoder
         self.items = ItemEncoder(item_cardinalities, item_dim, vector_widths)
         self.project = nn.Linear(self.items.width, dim)
-        self.graph = GraphAggregator(dim, layers, attention)
+        self.graph = GraphAggregator(dim, layers, attention, residual)
         self.state = nn.GRU(dim, dim, batch_first=True)
         self.edge_gate = Gate(temperature=temperature, calibrated=calibrated, soft=soft)
         self.choice_gate = Gate(temperature=temperature, calibrated=calibrated, soft=soft)
@@ -199,16 +200,37 @@ class CofarsSelector(nn.Module):
     def loss(self, requests: Requests, candidates: Tensor, labels: Tensor, mask: Tensor) -> Losses:
         """L = L_REC + γ·L_MSE + λ·L_IND; candidates [R, C] item rows, labels, mask [R, C]."""
         chosen = self(requests)
-        scores = chosen.prototypes @ self.project(self.items(candidates)).transpose(1, 2)
-        if not self.literal:
-            scores = scores / math.sqrt(self.encoder.dim)
+        scores = self._scores(chosen, candidates)
         rec = recommendation_loss(scores, chosen.z, labels, mask, literal=self.literal).sum()
         count = mask.sum(1).to(scores.dtype)
-        mse = (self.pair_loss(requests, chosen.users) * count).sum() if self.mse else rec * 0
-        ind = (
-            (self.encoder.independence_loss(chosen.profiles) * count).sum() if self.ind else rec * 0
-        )
+        mse = ind = rec * 0
+        learns = self.encoder.prototypes.requires_grad  # else both are constants
+        if self.mse and learns:
+            mse = (self.pair_loss(requests, chosen.users) * count).sum()
+        if self.ind and learns:
+            ind = (self.encoder.independence_loss(chosen.profiles) * count).sum()
         return Losses(rec + self.mse * mse + self.ind * ind, rec, mse, ind, count.sum())
+
+    def _scores(self, chosen: Selection, candidates: Tensor) -> Tensor:
+        """õ·v [R, P, C], divided by √D unless `literal`."""
+        scores = chosen.prototypes @ self.project(self.items(candidates)).transpose(1, 2)
+        return scores if self.literal else scores / math.sqrt(self.encoder.dim)
+
+    def relevance(self, chosen: Selection, candidates: Tensor) -> Tensor:
+        """How well the candidates [R, C] suit the prototypes that are on: mean σ(õ·v) [R, C]."""
+        weight = chosen.z / chosen.z.sum(1, keepdim=True).clamp_min(1e-6)
+        return (weight.unsqueeze(-1) * torch.sigmoid(self._scores(chosen, candidates))).sum(1)
+
+    def warm_up_loss(self, requests: Requests, weight: Tensor, *, spread: bool) -> Losses:
+        """γ·L_MSE + λ·L_IND, each request with its weight [R]; `spread`: with L_IND."""
+        encoder = self.encoder
+        users = encoder.user_vectors(requests.user)
+        mse = ind = (self.pair_loss(requests, users) * weight).sum()
+        if spread:
+            profiles = encoder.profile(users.unsqueeze(1) + encoder.prototypes)
+            ind = (encoder.independence_loss(profiles) * weight).sum()
+        total = self.mse * mse + (self.ind * ind if spread else 0)
+        return Losses(total, mse * 0, mse, ind if spread else mse * 0, weight.sum())
 
     def pair_loss(self, requests: Requests, users: Tensor) -> Tensor:
         """L_MSE [R] of `pairs` pairs of contexts per request, seen by its user.
@@ -237,13 +259,20 @@ class CofarsSelector(nn.Module):
         return loss * (count > 0).to(loss.dtype)
 
     @torch.no_grad()
-    def calibrate(self, requests: Requests, percentile: float) -> None:
-        """Set both thresholds at a percentile of what this batch shows, without noise.
+    def silence(self) -> None:
+        """Graph (with residual) and short-term state that have learned nothing add nothing."""
+        for part in (self.graph, self.state):
+            for parameter in part.parameters():
+                parameter.zero_()
+
+    @torch.no_grad()
+    def calibrate(self, requests: Requests, edges: float, choice: float) -> None:
+        """Set both thresholds at percentiles of what this batch shows, without noise.
 
         Of use once the encoder tells contexts apart: with fresh vectors all similarities are 1.
         """
         training = self.training
         self.eval()
-        self.edge_gate.calibrate(self(requests).similarity, percentile)
-        self.choice_gate.calibrate(self(requests).beta, percentile)
+        self.edge_gate.calibrate(self(requests).similarity, edges)
+        self.choice_gate.calibrate(self(requests).beta, choice)
         self.train(training)

@@ -47,7 +47,8 @@ class Histories:
 
     users: user ids [U]; start [U + 1]: rows of user u are start[u]:start[u + 1];
     item [N] item rows, ts [N] µs UTC (UNKNOWN_TS where null), behaviour [N] codes,
-    context [N, F] codes of `codec`.
+    context [N, F] codes of `codec`; owners [U]: whose history each is, where `users` are other
+    keys (histories sent with requests); not saved.
     """
 
     users: pa.Array
@@ -57,6 +58,7 @@ class Histories:
     behaviour: npt.NDArray[np.int8]
     context: npt.NDArray[np.int32]
     codec: ContextCodec
+    owners: pa.Array | None = None
 
     def rows(self, user_ids: pa.Array) -> npt.NDArray[np.int64]:
         """Row of each user id, −1 for a user without events here."""

@@ -261,7 +261,8 @@ class Requests:
         )
         # Zero-padded indices: histories are looked up by name and kept in name order.
         names = pa.array([f"{owner:09d}" for owner in owners], pa.string())
-        return Histories(users=names, start=start, ts=times, codec=codec, **rows)
+        people = pa.array([self.users[owner] for owner in owners], pa.string())
+        return Histories(users=names, start=start, ts=times, codec=codec, owners=people, **rows)
 
     def renamed_inline(self) -> "Requests":
         """The requests with an inline history, their users named as `inline_histories` does."""

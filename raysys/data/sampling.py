@@ -4,15 +4,18 @@
 resumed run reads exactly what the undisturbed one would have read, without replaying anything.
 """
 
-from typing import Literal
+from collections.abc import Callable
+from typing import Generic, Literal, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from raysys.data.batch import Batch, Collator, Pointers, pad_rows
+from raysys.data.batch import Pointers, pad_rows
 from raysys.data.contexts import ContextCodec
 from raysys.data.prepared import Impressions, Prepared
 from raysys.errors import DataError
+
+Batch = TypeVar("Batch")
 
 
 def pointers_of(
@@ -33,12 +36,12 @@ def pointers_of(
     )
 
 
-class ImpressionLoader:
+class ImpressionLoader(Generic[Batch]):
     """Batches of training impressions.
 
     Args:
         data: the prepared data set.
-        collator: gathers the histories.
+        collator: makes a batch of pointers.
         batch_size: impressions (candidates="all") or clicks (candidates="sampled") in one
             GLOBAL batch, over all workers.
         seed: of the order and the negatives.
@@ -54,7 +57,7 @@ class ImpressionLoader:
     def __init__(
         self,
         data: Prepared,
-        collator: Collator,
+        collator: Callable[[Pointers], Batch],
         *,
         batch_size: int,
         seed: int,

@@ -4,6 +4,8 @@ One program for all rankers on logged impressions; a recipe is this program with
 its defaults (`raysys.recipes.registry`).
 """
 
+from abc import ABC, abstractmethod
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -25,7 +27,7 @@ from raysys.artifacts.run import save_run, verify_run
 from raysys.ctr.din import DINConfig
 from raysys.ctr.ranker import CTRConfig
 from raysys.ctr.retrievers.fit import fit_retriever
-from raysys.data.batch import Batch, Collator
+from raysys.data.batch import Batch, Collator, Pointers
 from raysys.data.catalogue import Catalogue
 from raysys.data.dataset import Dataset
 from raysys.data.features import FeatureConfig, FeatureSpace, fit_contexts, fit_features
@@ -37,7 +39,16 @@ from raysys.llm.encoder import EncoderSpec
 from raysys.llm.vectors import VectorTable
 from raysys.metrics import ranking
 from raysys.metrics.blocks import tie_blocks
-from raysys.training import Outcome, Reporter, Session, TrainConfig, World, fit, launch
+from raysys.training import (
+    Outcome,
+    Reporter,
+    Session,
+    TrainConfig,
+    TrainFunction,
+    World,
+    fit,
+    launch,
+)
 
 Positive = Annotated[int, Field(ge=1)]
 
@@ -76,11 +87,10 @@ class RankerRecipe(BaseModel):
         return fields
 
 
-class RankingTask:
-    """A ranker, its loss, and its ranking quality on the validation split."""
+class GroupedTask(ABC):
+    """Something that scores candidates, and its ranking quality on the validation split."""
 
-    def __init__(self, model: Ranker, data: Prepared, collator: Collator, limit: int) -> None:
-        self.model = model
+    def __init__(self, data: Prepared, collator: Callable[[Pointers], Any], limit: int) -> None:
         self._data = data
         self._collator = collator
         rows = data.impressions
@@ -88,9 +98,9 @@ class RankingTask:
         newest = valid[np.argsort(rows.ts[valid], kind="stable")[-limit:]]
         self._valid = np.sort(newest)
 
-    def loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """(sum of losses, weight) of a micro batch."""
-        return self.model.loss(batch)
+    @abstractmethod
+    def score(self, batch: Any) -> Tensor:
+        """What a batch of the collator is ranked by [B, C]."""
 
     def validate(self, world: World) -> dict[str, float]:
         """`gauc`: mean AUC over the groups of the data card with both labels; empty without a
@@ -117,14 +127,38 @@ class RankingTask:
             chosen = impressions[begin : begin + 256]
             pointers = pointers_of(self._data.impressions, chosen, self._data.codec, labels=False)
             batch = self._collator(pointers).to(device)
-            out.append(self.model(batch).score[batch.candidate_mask].double().cpu().numpy())
+            out.append(self.score(batch)[batch.candidate_mask].double().cpu().numpy())
         return np.concatenate(out)
+
+
+class RankingTask(GroupedTask):
+    """A ranker, its loss, and its ranking quality on the validation split."""
+
+    def __init__(self, model: Ranker, data: Prepared, collator: Collator, limit: int) -> None:
+        super().__init__(data, collator, limit)
+        self.model = model
+
+    def loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """(sum of losses, weight) of a micro batch."""
+        return self.model.loss(batch)
+
+    def score(self, batch: Batch) -> Tensor:
+        """The ranker's score [B, C]."""
+        return self.model(batch).score
+
+
+# From the recipe, the settled options of its model, the data, its fitted features and its
+# catalogue: a ranker to train, and the options it is stored with.
+Build = Callable[
+    [RankerRecipe, BaseModel, Prepared, FeatureSpace, Catalogue, Session], tuple[Ranker, BaseModel]
+]
 
 
 def run(
     config: RankerRecipe,
     out: Path,
     *,
+    learn: TrainFunction | None = None,
     allow_code_change: bool = False,
     show_progress: bool = True,
     reporter: Reporter | None = None,
@@ -132,6 +166,7 @@ def run(
 ) -> Outcome:
     """Train to the end, or go on where an earlier launch of the same command stopped.
 
+    learn: what every worker runs; `train` by default.
     reporter, wait_s: as for `raysys.training.launch`.
 
     Raises:
@@ -139,7 +174,7 @@ def run(
     """
     data = ready(config)
     return launch(
-        train,
+        learn or train,
         config,
         config.train,
         out,
@@ -167,16 +202,18 @@ def ready(config: RankerRecipe) -> Prepared:
     return data
 
 
-def train(config: RankerRecipe, session: Session) -> dict[str, Any]:
-    """What every worker runs; rank 0 writes the run folder."""
+def train(config: RankerRecipe, session: Session, build: Build | None = None) -> dict[str, Any]:
+    """What every worker runs: train what `build` gives, by default the recipe's ranker, fresh;
+    rank 0 writes the run folder."""
     data = prepare(Dataset(config.data))
     items = data.dataset.table("items")
     vectors, specs = _vectors(config, data)
     widths = {name: values.shape[1] for name, values in vectors.items()}
     features = fit_features(data, config.features, widths)
-    options = _settled(config, data)
-    model = _model(config.recipe, options, features)
-    model.bind(Catalogue.build(items, features, vectors))
+    catalogue = Catalogue.build(items, features, vectors)
+    settled = _settled(config, data)
+    model, options = (build or _fresh)(config, settled, data, features, catalogue, session)
+    model.bind(catalogue)
     collator = model.collator(data.histories, features.contexts)
     task = RankingTask(model, data, collator, config.valid_limit)
     result = fit(task, _loader(config, data, collator), config.train, session)
@@ -232,14 +269,21 @@ def _settled(config: RankerRecipe, data: Prepared) -> BaseModel:
     return options.model_copy(update=found)
 
 
-def _model(recipe: str, options: BaseModel, features: FeatureSpace) -> Ranker:
+def _fresh(
+    config: RankerRecipe,
+    options: BaseModel,
+    data: Prepared,
+    features: FeatureSpace,
+    catalogue: Catalogue,
+    session: Session,
+) -> tuple[Ranker, BaseModel]:
     # Looked up by recipe, because the class of the options alone does not name the model.
     from raysys.recipes.registry import MODELS
 
-    return MODELS[recipe].from_config(options, features)
+    return MODELS[config.recipe].from_config(options, features), options
 
 
-def _loader(config: RankerRecipe, data: Prepared, collator: Collator) -> ImpressionLoader:
+def _loader(config: RankerRecipe, data: Prepared, collator: Collator) -> ImpressionLoader[Batch]:
     return ImpressionLoader(
         data,
         collator,

@@ -1,17 +1,22 @@
-"""Recipes by name: which model, which defaults."""
+"""Recipes by name: which model, which defaults, which program."""
 
 import difflib
-from typing import Literal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
 
 from raysys.artifacts.ranker import Ranker
+from raysys.cofars.ranker import CofarsDIN
 from raysys.ctr.dcnv2 import DCNv2, DCNv2Config
 from raysys.ctr.din import DIN, DINConfig
 from raysys.ctr.finalmlp import FinalMLP, FinalMLPConfig
 from raysys.data.features import FeatureConfig
 from raysys.errors import ConfigError
 from raysys.news.nrms import NRMS, NRMSConfig
+from raysys.recipes import cofars, ranker
+from raysys.recipes.cofars import CofarsRecipe
 from raysys.recipes.ranker import Positive, RankerRecipe
-from raysys.training import EarlyStopping, TrainConfig
+from raysys.training import EarlyStopping, Outcome, TrainConfig
 
 _CTR_TRAIN = TrainConfig(
     epochs=10, lr=1e-3, weight_decay=1e-4, early_stopping=EarlyStopping(metric="gauc", patience=2)
@@ -60,14 +65,18 @@ RECIPES: dict[str, type[RankerRecipe]] = {
     "ctr/din": DINRecipe,
     "ctr/dcnv2": DCNv2Recipe,
     "ctr/finalmlp": FinalMLPRecipe,
+    "ctr/cofars": CofarsRecipe,
     "news/nrms": NRMSRecipe,
 }
 MODELS: dict[str, type[Ranker]] = {
     "ctr/din": DIN,
     "ctr/dcnv2": DCNv2,
     "ctr/finalmlp": FinalMLP,
+    "ctr/cofars": CofarsDIN,
     "news/nrms": NRMS,
 }
+# Programs of recipes that are trained in more than one stage.
+_PROGRAMS: dict[str, Callable[..., Outcome]] = {"ctr/cofars": cofars.run}
 
 
 def recipe_of(name: str) -> type[RankerRecipe]:
@@ -81,3 +90,8 @@ def recipe_of(name: str) -> type[RankerRecipe]:
         hint = f"did you mean {near[0]}? " if near else ""
         raise ConfigError(f"no recipe is called {name!r}; {hint}There are {', '.join(RECIPES)}")
     return RECIPES[name]
+
+
+def run(config: RankerRecipe, out: Path, **options: Any) -> Outcome:
+    """Train with the program of the config's recipe; see `raysys.recipes.ranker.run`."""
+    return _PROGRAMS.get(config.recipe, ranker.run)(config, out, **options)

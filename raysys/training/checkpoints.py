@@ -77,6 +77,10 @@ class CheckpointStore:
         self.keep = keep
         self._fence = fence
 
+    def below(self, name: str) -> "CheckpointStore":
+        """A store of its own in the folder `name` of this one."""
+        return CheckpointStore(self.root / name, self.keep, self._fence)
+
     def folder(self, step: int) -> Path:
         return self.root / f"step-{step:08d}"
 

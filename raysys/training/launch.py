@@ -204,4 +204,4 @@ def _sole(files: RunFiles, wait_s: float) -> Iterator[None]:
 
 
 def _has_checkpoint(files: RunFiles) -> bool:
-    return any(files.checkpoints.glob("step-*"))
+    return any(files.checkpoints.glob("**/step-*"))

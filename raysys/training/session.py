@@ -1,6 +1,6 @@
 """What a recipe's train function is given by whoever runs it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from raysys.training.checkpoints import CheckpointStore
@@ -18,3 +18,9 @@ class Session:
     reporter: Reporter
     checkpoints: CheckpointStore
     config_hash: str | None = None
+
+    def stage(self, name: str) -> "Session":
+        """A part of this run with a log and checkpoints of its own, in a folder beside its own."""
+        store = self.checkpoints.below(name)
+        store.root.mkdir(parents=True, exist_ok=True)
+        return replace(self, run_dir=store.root, checkpoints=store)

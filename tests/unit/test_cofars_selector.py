@@ -222,3 +222,23 @@ def test_every_switch_trains_and_answers(options: dict[str, object]) -> None:
         chosen = selector.eval()(requests)
     assert np.isfinite(chosen.beta.numpy()).all()
     assert (chosen.z > 0.5).any(1).all()
+
+
+def test_prototypes_are_placed_on_medoids_of_contexts() -> None:
+    data = Planted.of(histories([60, 60], 1))
+    encoder = data.selector(init_std=1.0, prototypes=4).encoder
+    keys = data.table.known_keys
+    codes, rows = (torch.from_numpy(x) for x in (data.table.codes(keys), data.table.rows(keys)))
+    weight = torch.from_numpy(np.random.default_rng(0).integers(1, 9, len(keys))).float()
+    encoder.place_prototypes(codes, rows, weight)
+    with torch.no_grad():
+        vectors = encoder.contexts(codes, rows)
+        shares = encoder.shares(vectors)
+        apart = encoder.divergence(shares[:, None], shares[None]).numpy()
+    chosen = [(vectors == o).all(1).nonzero()[0].item() for o in encoder.prototypes]
+    assert len(set(chosen)) == 4
+    cell = apart[:, chosen].argmin(1)
+    for number, medoid in enumerate(chosen):
+        mine = np.flatnonzero(cell == number)
+        cost = {m: sum(float(weight[i]) * apart[m, i] for i in mine) for m in mine.tolist()}
+        assert cost[medoid] == pytest.approx(min(cost.values()), abs=1e-5)

@@ -1,0 +1,213 @@
+"""DIN behind CoFARS: a frozen selector chooses the events, target attention ranks over them."""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from safetensors.torch import save as to_safetensors
+
+from raysys.cofars.build import build_selector
+from raysys.cofars.fit import CofarsFit, hash_users
+from raysys.cofars.lists import Lists
+from raysys.cofars.requests import RequestReader
+from raysys.cofars.retriever import CofarsRetriever
+from raysys.cofars.selector import CofarsSelector
+from raysys.ctr.din import DIN, DINConfig
+from raysys.data.attribute_counts import event_keys
+from raysys.data.batch import Collator, Pointers
+from raysys.data.catalogue import Catalogue
+from raysys.data.context_index import ContextIndex
+from raysys.data.context_keys import ContextTable
+from raysys.data.contexts import ContextCodec
+from raysys.data.features import FeatureSpace
+from raysys.data.files import new_folder
+from raysys.data.histories import Histories
+
+Ints = npt.NDArray[np.int64]
+_FOLDER = "cofars"  # below the run's indexes
+
+
+class CofarsDINConfig(DINConfig):
+    """Options of `CofarsDIN`; `cofars` is fitted, not chosen."""
+
+    cofars: CofarsFit
+
+
+class CofarsDIN(DIN):
+    """DIN over the events that CoFARS retrieves. The selector is part of the weights, frozen.
+
+    Args (beside those of `DIN`):
+        chooser: makes the selector; called last, so that the weights of DIN begin alike.
+        table: what a context is.
+        users: users with vectors of their own.
+        recent: r.
+        add_target: see `GraphConfig`.
+        strict: see `ListConfig`; K is `history_length`.
+    """
+
+    Config = CofarsDINConfig
+
+    def __init__(
+        self,
+        item_cardinalities: Sequence[int],
+        context_cardinalities: Sequence[int],
+        vector_widths: dict[str, int],
+        *,
+        chooser: Callable[[], CofarsSelector],
+        table: ContextTable,
+        users: int,
+        recent: int,
+        add_target: bool,
+        strict: bool,
+        **options: Any,
+    ) -> None:
+        super().__init__(item_cardinalities, context_cardinalities, vector_widths, **options)
+        self.chooser = chooser().requires_grad_(False).eval()
+        # Hashes of user ids, ascending: user i of the selector is the i-th.
+        self.user_hash: torch.Tensor
+        self.register_buffer("user_hash", torch.zeros(users, dtype=torch.int64))
+        self.table = table
+        self.recent = recent
+        self.add_target = add_target
+        self.strict = strict
+        self._stored: Path | None = None
+
+    @classmethod
+    def from_config(cls, config: CofarsDINConfig, features: FeatureSpace) -> Self:  # type: ignore[override]
+        """Build for fitted features."""
+        fitted, chosen = config.cofars, config.cofars.options
+        options = config.model_dump(exclude={"retriever", "cofars"})
+        return cls(
+            features.item_cardinalities,
+            features.context_cardinalities,
+            features.vectors,
+            chooser=partial(
+                build_selector,
+                chosen,
+                fitted.table,
+                fitted.attributes,
+                users=fitted.users,
+                item_cardinalities=features.item_cardinalities,
+                vector_widths=features.vectors,
+            ),
+            table=fitted.table,
+            users=fitted.users,
+            recent=chosen.recent,
+            add_target=chosen.graph.target == "add",
+            strict=chosen.lists.strict,
+            **{**options, "history_length": chosen.lists.events},
+        )
+
+    def train(self, mode: bool = True) -> Self:
+        """The selector stays as it is: without noise, its items encoded once."""
+        super().train(mode)
+        if mode:
+            self.chooser.eval()
+            self.chooser.items.freeze()
+        return self
+
+    def bind(self, catalogue: Catalogue) -> None:
+        """See `Ranker`; the weights have to be there already."""
+        super().bind(catalogue)
+        vectors = {name: getattr(self.items, f"vectors_{name}") for name in self.items.projections}
+        self.chooser.items.bind(self.items.codes, vectors)
+        self.chooser.items.freeze()
+
+    def collator(self, histories: Histories, codec: ContextCodec) -> Collator:
+        """See `Ranker`; the index of the histories is opened or built at the first batch."""
+        events = _Events(partial(self.retriever_over, histories))
+        return Collator(histories, codec, self.history_length, events)
+
+    def retriever_over(self, histories: Histories) -> CofarsRetriever:
+        """What chooses the events of these histories."""
+        users = self.user_rows(histories)
+        lists = self._open(histories) or self.lists(histories)
+        reader = RequestReader(
+            histories,
+            self.table,
+            lists.index,
+            users,
+            recent=self.recent,
+            add_target=self.add_target,
+        )
+        return CofarsRetriever(
+            self.chooser, reader, lists, events=self.history_length, strict=self.strict
+        )
+
+    def user_rows(self, histories: Histories) -> Ints:
+        """Row of the selector's user vectors [U] of each user of the histories, −1 unknown."""
+        known, asked = self.user_hash.cpu().numpy(), hash_users(histories)
+        if not len(known):
+            return np.full(len(asked), -1, np.int64)
+        place = np.minimum(np.searchsorted(known, asked), len(known) - 1)
+        return np.where(known[place] == asked, place, -1)
+
+    def lists(self, histories: Histories) -> Lists:
+        """The context index and the lists of these histories."""
+        index = ContextIndex.build(histories.start, event_keys(histories, self.table, slice(None)))
+        users = self.user_rows(histories)
+        return Lists.build(self.chooser, self.table, index, users, self.selector_id())
+
+    def selector_id(self) -> str:
+        """12 hex digits that name the selector: its weights, its contexts and its users."""
+        state = {f"chooser.{k}": v.contiguous() for k, v in self.chooser.state_dict().items()}
+        body = to_safetensors({**state, "user_hash": self.user_hash})
+        return hashlib.sha256(body + self.table.model_dump_json().encode()).hexdigest()[:12]
+
+    def open_indexes(self, folder: Path) -> None:
+        """See `Ranker`: lists made by `save_lists`, used for the histories they were made of.
+
+        Raises:
+            ArtifactError: lists of another selector.
+        """
+        self._stored = folder / _FOLDER
+        if self._stored.is_dir():
+            Lists.load(self._stored, self.selector_id())
+
+    def save_lists(self, folder: Path, histories: Histories) -> None:
+        """Write the lists of these histories into the run's folder of indexes."""
+        with new_folder(folder / _FOLDER, overwrite=True) as scratch:
+            self.lists(histories).save(scratch)
+            (scratch / "histories").write_text(_fingerprint(histories), encoding="utf-8")
+
+    def has_lists(self, folder: Path, histories: Histories) -> bool:
+        """Whether the folder of indexes holds the lists of this selector and these histories."""
+        made = folder / _FOLDER
+        if not made.is_dir() or Lists.version(made) != self.selector_id():
+            return False
+        return (made / "histories").read_text(encoding="utf-8") == _fingerprint(histories)
+
+    def _open(self, histories: Histories) -> Lists | None:
+        folder = self._stored
+        if folder is None or not self.has_lists(folder.parent, histories):
+            return None
+        return Lists.load(folder, self.selector_id())
+
+
+class _Events:
+    """A selector of the collator that is made when it is first asked."""
+
+    def __init__(self, make: Callable[[], CofarsRetriever]) -> None:
+        self._make = make
+
+    @cached_property
+    def _retriever(self) -> CofarsRetriever:
+        return self._make()
+
+    def rows(self, pointers: Pointers, histories: Histories) -> Ints:
+        """See `Selector`."""
+        return self._retriever.rows(pointers, histories)
+
+
+def _fingerprint(histories: Histories) -> str:
+    """Hex sha256 of what lists depend on: users, events by user, contexts."""
+    digest = hashlib.sha256(histories.codec.model_dump_json().encode())
+    digest.update(hash_users(histories).data)
+    for values in (histories.start, histories.context):
+        digest.update(np.ascontiguousarray(values).data)
+    return digest.hexdigest()
