@@ -15,6 +15,7 @@ from raysys.errors import ConfigError
 from raysys.options import parse_overrides
 
 BENCHES = {
+    "cofars-fair": "bench.cofars_fair",
     "ctr-train": "bench.ctr_train",
     "gap": "bench.gap",
     "metrics": "bench.metrics",

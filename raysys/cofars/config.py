@@ -110,10 +110,17 @@ class LossConfig(_Frozen):
 
 class ListConfig(_Frozen):
     """The K retrieved events. `strict`: short lists stay short; otherwise events of contexts
-    ever less like the target fill them, and at last the most recent ones."""
+    ever less like the target fill them, and at last the most recent ones.
+
+    `placebo` breaks what the lists say and keeps their lengths: `permuted` gives every event the
+    context of an earlier event of its user, `random` deals each user's contexts to prototypes at
+    random, as many to each as before.
+    """
 
     events: Count = 100  # K
     strict: bool = False
+    placebo: Literal["permuted", "random"] | None = None
+    placebo_seed: Annotated[int, Field(ge=0)] = 0
 
 
 class CofarsConfig(_Frozen):

@@ -3,7 +3,7 @@
 Contexts belong to a prototype by the edge gate without noise, on vectors before aggregation.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -112,6 +112,12 @@ class Lists:
         member = assign(selector, table, owner[fresh], index.key[fresh])
         bits[fresh] = np.packbits(member, axis=1)
         return Lists(index, bits, self.prototypes, self.model)
+
+    def dealt(self, seed: int) -> "Lists":
+        """A placebo: the prototypes of each user's contexts in another order, drawn at random."""
+        owner = np.repeat(np.arange(self.index.users), np.diff(self.index.pair_begin))
+        order = np.lexsort((np.random.default_rng(seed).random(len(owner)), owner))
+        return replace(self, bits=self.bits[order])
 
     def membership(self, contexts: UserContexts) -> Bools:
         """[S, P] of the contexts of some requests, read from the lists."""

@@ -18,6 +18,7 @@ from raysys.cofars.requests import RequestReader
 from raysys.cofars.retriever import CofarsRetriever
 from raysys.cofars.selector import CofarsSelector
 from raysys.ctr.din import DIN, DINConfig
+from raysys.ctr.retrievers.draws import earlier
 from raysys.data.attribute_counts import event_keys
 from raysys.data.batch import Collator, Pointers
 from raysys.data.catalogue import Catalogue
@@ -47,7 +48,7 @@ class CofarsDIN(DIN):
         users: users with vectors of their own.
         recent: r.
         add_target: see `GraphConfig`.
-        strict: see `ListConfig`; K is `history_length`.
+        strict, placebo, placebo_seed: see `ListConfig`; K is `history_length`.
     """
 
     Config = CofarsDINConfig
@@ -64,6 +65,8 @@ class CofarsDIN(DIN):
         recent: int,
         add_target: bool,
         strict: bool,
+        placebo: str | None = None,
+        placebo_seed: int = 0,
         **options: Any,
     ) -> None:
         super().__init__(item_cardinalities, context_cardinalities, vector_widths, **options)
@@ -75,6 +78,8 @@ class CofarsDIN(DIN):
         self.recent = recent
         self.add_target = add_target
         self.strict = strict
+        self.placebo = placebo
+        self.placebo_seed = placebo_seed
         self._stored: Path | None = None
 
     @classmethod
@@ -100,6 +105,8 @@ class CofarsDIN(DIN):
             recent=chosen.recent,
             add_target=chosen.graph.target == "add",
             strict=chosen.lists.strict,
+            placebo=chosen.lists.placebo,
+            placebo_seed=chosen.lists.placebo_seed,
             **{**options, "history_length": chosen.lists.events},
         )
 
@@ -149,9 +156,13 @@ class CofarsDIN(DIN):
 
     def lists(self, histories: Histories) -> Lists:
         """The context index and the lists of these histories."""
-        index = ContextIndex.build(histories.start, event_keys(histories, self.table, slice(None)))
+        keys = event_keys(histories, self.table, slice(None))
+        if self.placebo == "permuted":
+            keys = keys[earlier(histories.start, self.placebo_seed)]
+        index = ContextIndex.build(histories.start, keys)
         users = self.user_rows(histories)
-        return Lists.build(self.chooser, self.table, index, users, self.selector_id())
+        lists = Lists.build(self.chooser, self.table, index, users, self.selector_id())
+        return lists.dealt(self.placebo_seed) if self.placebo == "random" else lists
 
     def selector_id(self) -> str:
         """12 hex digits that name the selector: its weights, its contexts and its users."""

@@ -268,7 +268,7 @@ def _audit(
     ts = np.repeat(log.ts[chosen], np.diff(log.offsets)[chosen])
     times = None
     if not (ts == UNKNOWN_TS).any():
-        times = {"history": scorer.newest_event(data, split)}
+        times = {"history": scorer.newest_event(data)}
         if counts == "frozen":
             last = log.ts[log.of("train")].max(initial=UNKNOWN_TS)
             times["item counts"] = np.full(ts.size, last)

@@ -4,9 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from raysys.artifacts.predictor import Predictor
 from raysys.artifacts.run import load_run
@@ -15,6 +13,7 @@ from raysys.data.contexts import FIRST, ContextCodec
 from raysys.data.histories import UNKNOWN_TS, Histories
 from raysys.data.prepared import Prepared
 from raysys.data.requests import Requests
+from raysys.data.split import stable_hash
 from raysys.errors import DataError
 from raysys.metrics import ScoredRows
 from raysys.metrics.blocks import Floats, Ints
@@ -30,17 +29,22 @@ class SplitScorer:
     """Scores the rows of a split as often as wanted: as they are, reordered, or with the
     histories of other users.
 
-    requests: the N impressions of the split that have candidates, in table order.
+    impressions: the N that are scored, see `chosen_impressions`. requests: the same, as asked.
     rows: what the model makes of them.
     """
 
     predictor: Predictor
+    impressions: Ints
     requests: Requests
     rows: ScoredRows
 
     @classmethod
-    def of(cls, run: str, data: Prepared, split: str, advance: Advance) -> "SplitScorer":
+    def of(
+        cls, run: str, data: Prepared, split: str, advance: Advance, users: int | None = None
+    ) -> "SplitScorer":
         """Load the run and score the split with the histories of the data set.
+
+        users: only the impressions of so many users, see `chosen_impressions`; None: of all.
 
         Raises:
             ArtifactError: the run folder is unfinished or damaged.
@@ -49,8 +53,12 @@ class SplitScorer:
         loaded = load_run(run)
         histories = _in_rows_of(loaded.catalogue, data)
         predictor = Predictor(loaded, histories=histories)
-        requests = _requests(data, split, predictor.codec)
-        return cls(predictor, requests, _score(predictor, requests, data, split, advance))
+        impressions = chosen_impressions(data, split, users)
+        if not len(impressions):
+            raise DataError(f"{data.dataset.path}: split {split} has no impressions to evaluate")
+        requests = _requests(data, impressions, predictor.codec)
+        rows = _score(predictor, requests, data, split, impressions, advance)
+        return cls(predictor, impressions, requests, rows)
 
     def __call__(self, rows: Ints, history_of: Ints | None) -> Floats:
         """Scores [n] of the given rows, in any order; see `raysys.metrics.leaks.Scorer`."""
@@ -78,21 +86,31 @@ class SplitScorer:
         user = histories.rows(self.rows.user.values)
         return histories.finish(user) - histories.begin(user)
 
-    def newest_event(self, data: Prepared, split: str) -> Ints:
+    def newest_event(self, data: Prepared) -> Ints:
         """[R] time of the newest event in each row's history; the beginning of time without."""
         log = data.impressions
-        impressions = _with_candidates(data, split)
-        start, end = log.start[impressions], log.end[impressions]
-        newest = np.full(impressions.size, UNKNOWN_TS)
+        start, end = log.start[self.impressions], log.end[self.impressions]
+        newest = np.full(start.size, UNKNOWN_TS)
         some = end > start
         newest[some] = data.histories.ts[end[some] - 1]
         return np.repeat(newest, self.requests.counts)
 
 
-def _with_candidates(data: Prepared, split: str) -> npt.NDArray[np.int64]:
+def chosen_impressions(data: Prepared, split: str, users: int | None = None) -> Ints:
+    """The impressions of a split that have candidates, in table order.
+
+    users: only those of so many users, the first by a hash of their names, so that which they are
+    depends on nothing else.
+    """
     log = data.impressions
     impressions = log.of(split)
-    return impressions[log.offsets[impressions + 1] > log.offsets[impressions]]
+    impressions = impressions[log.offsets[impressions + 1] > log.offsets[impressions]]
+    if users is None:
+        return impressions
+    people = np.unique(log.user[impressions])
+    names = data.histories.users.take(people).to_numpy(zero_copy_only=False)
+    first = people[np.argsort(stable_hash(names, 0), kind="stable")[:users]]
+    return impressions[np.isin(log.user[impressions], first)]
 
 
 def _in_rows_of(catalogue: Catalogue, data: Prepared) -> Histories:
@@ -103,21 +121,22 @@ def _in_rows_of(catalogue: Catalogue, data: Prepared) -> Histories:
     return replace(data.histories, item=row[data.histories.item].astype(np.int32))
 
 
-def _requests(data: Prepared, split: str, codec: ContextCodec) -> Requests:
-    parts = []
-    for part in data.dataset.parts("impressions", [*_COLUMNS, "split"]):
-        wanted = pc.and_(
-            pc.equal(part["split"], split), pc.greater(pc.list_value_length(part["candidates"]), 0)
-        )
-        parts.append(part.select(_COLUMNS).filter(wanted))
-    table = pa.concat_tables(parts) if parts else None
-    if table is None or not len(table):
-        raise DataError(f"{data.dataset.path}: split {split} has no impressions to evaluate")
-    return Requests.of_table(table.combine_chunks(), codec)
+def _requests(data: Prepared, impressions: Ints, codec: ContextCodec) -> Requests:
+    parts, first = [], 0
+    for part in data.dataset.parts("impressions", _COLUMNS):
+        low, high = np.searchsorted(impressions, [first, first + len(part)])
+        parts.append(part.take(pa.array(impressions[low:high] - first)))
+        first += len(part)
+    return Requests.of_table(pa.concat_tables(parts).combine_chunks(), codec)
 
 
 def _score(
-    predictor: Predictor, requests: Requests, data: Prepared, split: str, advance: Advance
+    predictor: Predictor,
+    requests: Requests,
+    data: Prepared,
+    split: str,
+    impressions: Ints,
+    advance: Advance,
 ) -> ScoredRows:
     tables = []
     for first in range(0, len(requests), _REQUESTS_AT_ONCE):
@@ -126,8 +145,8 @@ def _score(
         advance(chosen.size)
     scores = pa.concat_tables(tables)
     log = data.impressions
-    every = log.of(split)
-    impressions = _with_candidates(data, split)
+    every = chosen_impressions(data, split)
+    empty = np.setdiff1d(log.of(split), every, assume_unique=True)
     flat = log.rows(impressions)
     owner = pa.array(np.repeat(np.arange(impressions.size), requests.counts))
     return ScoredRows.of(
@@ -144,8 +163,8 @@ def _score(
         split=split,
         model_id=predictor.model_id,
         empty={
-            "impression": every.size - impressions.size,
-            "user": np.setdiff1d(log.user[every], log.user[impressions]).size,
+            "impression": empty.size,
+            "user": np.setdiff1d(log.user[empty], log.user[every]).size,
         },
     )
 

@@ -151,10 +151,13 @@ def _check_dashboard() -> None:
     Raises:
         ConfigError: the cluster has none.
     """
+    import ray
     from ray.util.state import list_nodes
 
+    # Without an address Ray looks for "the" cluster of this machine, and there may be several.
+    address = ray.get_runtime_context().gcs_address
     try:
-        list_nodes(limit=1, timeout=10)
+        list_nodes(address, limit=1, timeout=10)
     except Exception as error:
         raise ConfigError(
             "the cluster's dashboard does not answer, and a sweep whose trials run Ray Train "

@@ -45,3 +45,15 @@ def distinct(key: Words, size: Ints, count: int) -> Ints:
         word = np.where(open_, (left << half) | right, word)
         open_ = real & (word >= limit)
     return np.where(real, word.astype(np.int64), -1)
+
+
+def earlier(start: Ints, seed: int) -> Ints:
+    """For each of N events one of its user's first events up to itself [N], with replacement.
+
+    start [U + 1] first event row of each user. Not a permutation of the whole history, in which
+    the past would depend on the future.
+    """
+    begin = np.repeat(start[:-1], np.diff(start))
+    place = np.arange(len(begin)) - begin
+    drawn = mixed(seed, place) % (place + 1).astype(np.uint64)
+    return begin + drawn.astype(np.int64)

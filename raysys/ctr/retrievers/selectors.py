@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from raysys.ctr.retrievers.alike import AlikeContexts
-from raysys.ctr.retrievers.draws import distinct, mixed
+from raysys.ctr.retrievers.draws import distinct, earlier, mixed
 from raysys.data.attribute_counts import CHUNK
 from raysys.data.batch import Pointers
 from raysys.data.context_index import ContextIndex, held_below, locate
@@ -62,8 +62,7 @@ class ByContext:
         strict: no tier but 0 is opened.
         alike: contexts that count as alike, of the same table; None: each to itself only.
         shuffle: seed of a placebo. Each event has the context of an event drawn at random from
-            its user's first events up to itself, with replacement: not a permutation of the whole
-            history, in which the past would depend on the future. Where a user's contexts do not
+            its user's first events up to itself, with replacement. Where a user's contexts do not
             change in the course of time, a context has as many events as before on average.
     """
 
@@ -127,7 +126,4 @@ class ByContext:
             keys[part] = self.table.keys(translate(histories.context[part]))
         if self.shuffle is None:
             return keys
-        begin = np.repeat(histories.start[:-1], np.diff(histories.start))
-        place = np.arange(size) - begin
-        drawn = mixed(self.shuffle, place) % (place + 1).astype(np.uint64)
-        return keys[begin + drawn.astype(np.int64)]
+        return keys[earlier(histories.start, self.shuffle)]

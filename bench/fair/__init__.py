@@ -1,0 +1,1 @@
+"""Fair tests: arms that differ in one thing, tuned alike, judged by intervals over seeds."""

@@ -1,0 +1,152 @@
+"""From scored seeds to words: paired intervals, Holm over the family, the fixed verdicts."""
+
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import BaseModel, ConfigDict
+
+from raysys.metrics import evaluate
+from raysys.metrics.bootstrap import Interval
+from raysys.metrics.compare import ComparedMetric, System, compare
+from raysys.metrics.scored import ScoredRows
+from raysys.metrics.seeds import SeedSummary, Verdict, holm, non_inferiority, summary, superiority
+
+Mask = npt.NDArray[np.bool_]
+
+
+class Claim(BaseModel):
+    """`a` against `b` on the rows of a slice ("": all), by one metric.
+
+    kind: `better`, or `not worse` by more than the margin.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    a: str
+    b: str
+    metric: str
+    slice: str = ""
+    kind: Literal["better", "not worse"] = "better"
+
+
+class Judged(BaseModel):
+    """delta: a − b over shared seeds. seeds, users: 95 % intervals. p_holm: over all claims that
+    say `better`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    claim: Claim
+    a: float
+    b: float
+    delta: float
+    n_seeds: int
+    seeds: Interval | None
+    users: Interval
+    p_holm: float | None
+    verdict: Verdict
+
+    @property
+    def holds(self) -> bool:
+        """Whether the claim is shown."""
+        return self.verdict in ("supported", "not inferior")
+
+
+def judge(
+    claims: Sequence[Claim],
+    systems: Mapping[str, System],
+    slices: Mapping[str, Mask],
+    *,
+    effect: float,
+    replicates: int,
+) -> list[Judged]:
+    """Every claim with its verdict, in order.
+
+    systems: by arm, all over the same rows in the same order. slices: rows [N] by name.
+    """
+    found = [_compared(claim, systems, slices, effect, replicates) for claim in claims]
+    family = {
+        str(place): 1.0 if row.p is None else row.p
+        for place, (claim, row) in enumerate(zip(claims, found, strict=True))
+        if claim.kind == "better"
+    }
+    adjusted = holm(family)
+    return [
+        _judged(claim, row, adjusted.get(str(place)), effect)
+        for place, (claim, row) in enumerate(zip(claims, found, strict=True))
+    ]
+
+
+def differences(
+    a: System,
+    others: Mapping[str, System],
+    metrics: Sequence[str],
+    *,
+    replicates: int,
+) -> dict[str, dict[str, ComparedMetric]]:
+    """`a` minus each other arm, by arm and metric, with intervals and without a verdict."""
+    return {
+        name: {
+            row.name: row
+            for row in compare(*_shared(a, other), (), metrics, replicates=replicates).metrics
+        }
+        for name, other in others.items()
+    }
+
+
+def values(system: System, metrics: Sequence[str]) -> dict[str, SeedSummary]:
+    """Each metric over the seeds of an arm."""
+    by_seed = {seed: evaluate(folds[""], metrics) for seed, folds in system.rows.items()}
+    return {
+        name: summary({seed: found[name].value for seed, found in by_seed.items()})
+        for name in metrics
+    }
+
+
+def part(system: System, rows: Mask) -> System:
+    """The system on some of its rows."""
+    taken: dict[int, dict[str, ScoredRows]] = {
+        seed: {"": folds[""].take(rows)} for seed, folds in system.rows.items()
+    }
+    return System(system.name, taken)
+
+
+def _shared(a: System, b: System) -> tuple[System, System]:
+    seeds = sorted(a.rows.keys() & b.rows.keys())
+    first, second = (System(s.name, {seed: s.rows[seed] for seed in seeds}) for s in (a, b))
+    return first, second
+
+
+def _compared(
+    claim: Claim,
+    systems: Mapping[str, System],
+    slices: Mapping[str, Mask],
+    effect: float,
+    replicates: int,
+) -> ComparedMetric:
+    a, b = _shared(systems[claim.a], systems[claim.b])
+    if claim.slice:
+        a, b = part(a, slices[claim.slice]), part(b, slices[claim.slice])
+    return compare(a, b, (), (claim.metric,), effect=effect, replicates=replicates).metrics[0]
+
+
+def _judged(claim: Claim, row: ComparedMetric, p_holm: float | None, effect: float) -> Judged:
+    if claim.kind == "better":
+        assert p_holm is not None
+        verdict = superiority(
+            row.seeds, row.users, n_seeds=row.a.n, p_adjusted=p_holm, effect=effect
+        )
+    else:
+        verdict = non_inferiority(row.seeds, row.users, n_seeds=row.a.n)
+    return Judged(
+        claim=claim,
+        a=row.a.mean,
+        b=row.b.mean,
+        delta=row.delta,
+        n_seeds=row.a.n,
+        seeds=row.seeds,
+        users=row.users,
+        p_holm=p_holm,
+        verdict=verdict,
+    )
