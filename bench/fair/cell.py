@@ -22,7 +22,7 @@ _RECORD = "cell.json"
 
 
 class Trained(BaseModel):
-    """validation: the recipe's headline there. seconds: of training and scoring, on one core."""
+    """validation: the recipe's headline there. seconds: of one core, for training and scoring."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -69,13 +69,13 @@ class Cell:
 
 def run_cell(cell: Cell) -> Trained:
     """Train and score, or go on where an earlier call stopped; the record is written last."""
-    begin = time.perf_counter()
+    begin = time.process_time()
     result: dict[str, Any] = train(cell.config, cell.folder, show_progress=False).result
     if cell.split is not None:
         data = prepare(Dataset(cell.config.data))
         scorer = SplitScorer.of(str(cell.folder), data, cell.split, lambda n: None, cell.users)
         scorer.rows.write_parquet(cell.scores)
-    seconds = time.perf_counter() - begin
+    seconds = time.process_time() - begin
     done = Trained(
         config_sha256=cell._sha256(),
         validation=result["validation"]["gauc"],

@@ -27,7 +27,7 @@ def submit(
         bool, typer.Option("--again", help="Run anew although the same job has succeeded before.")
     ] = False,
     pending_timeout: Annotated[
-        float, typer.Option(min=1, help="Seconds that the job may wait to be started.")
+        float, typer.Option(min=0, help="Seconds that the job may wait to be started.")
     ] = 300.0,
     as_json: Annotated[
         bool, typer.Option("--json", help="JSON on stdout; the job's log goes to stderr.")
