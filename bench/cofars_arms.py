@@ -13,7 +13,7 @@ PLACEBOS = ("cofars-permuted", "cofars-random")
 METRICS = ("auc", "gauc_mean@user")
 
 
-def arms(base: dict[str, Any], window: int, ablations: bool) -> list[Arm]:
+def arms(base: dict[str, Any], window: int) -> list[Arm]:
     """All arms over a config of `ctr/cofars`; window: the events that candidate-aware arms search.
 
     Every arm is tried four times. All share the context features in the ranker and in the query

@@ -44,7 +44,6 @@ def run(
     rows: int = 300_000,
     users: int = 2_000,
     window: int = 1_000,
-    ablations: bool = True,
     max_core_hours: float = 4.0,
     replicates: int = REPLICATES,
 ) -> dict[str, Any]:
@@ -68,7 +67,7 @@ def run(
         other_seeds=other_seeds,
         max_core_hours=max_core_hours,
     )
-    chosen = arms(base, window, ablations)
+    chosen = arms(base, window)
     result: dict[str, Any] = {"bench": "cofars-fair", "config": config, "out": out}
     for name, folder in (("data", data), ("placebo", placebo)):
         if folder is not None:

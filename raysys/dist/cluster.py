@@ -3,8 +3,10 @@
 import logging
 import os
 import secrets
+import socket
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -44,14 +46,15 @@ def ensure_ray(num_cpus: int | None = None, env: Mapping[str, str] | None = None
     more: dict[str, Any] = {"runtime_env": {"env_vars": dict(env)}} if env else {}
     if not address:
         # "local", because by default Ray joins whatever `ray start` left running on this machine.
-        ray.init(
-            address="local",
-            num_cpus=num_cpus,
-            include_dashboard=True,
-            dashboard_host="127.0.0.1",
-            logging_level=logging.WARNING,
-            **more,
-        )
+        with _announced(ray.util.get_node_ip_address()):
+            ray.init(
+                address="local",
+                num_cpus=num_cpus,
+                include_dashboard=True,
+                dashboard_host="127.0.0.1",
+                logging_level=logging.WARNING,
+                **more,
+            )
         return True
     try:
         ray.init(address=address, logging_level=logging.WARNING, **more)
@@ -61,6 +64,21 @@ def ensure_ray(num_cpus: int | None = None, env: Mapping[str, str] | None = None
             "its token in RAY_AUTH_TOKEN or ~/.ray/auth_token (with RAY_AUTH_MODE=token)?"
         ) from error
     return False
+
+
+@contextmanager
+def _announced(host: str) -> Iterator[None]:
+    """A cluster started here tells its workers its own address. Ray's helper actors would else
+    look for "the" cluster of the machine, fail where there are several, and never release the
+    CPUs of a training that was stopped."""
+    with socket.socket() as free:
+        free.bind(("", 0))
+        port = str(free.getsockname()[1])
+    os.environ |= {"RAY_GCS_SERVER_PORT": port, "RAY_ADDRESS": f"{host}:{port}"}
+    try:
+        yield
+    finally:
+        del os.environ["RAY_GCS_SERVER_PORT"], os.environ["RAY_ADDRESS"]
 
 
 def worker_env(threads: int) -> dict[str, str]:

@@ -87,10 +87,11 @@ class _Suggestions(Searcher):
 class _Decisions(FIFOScheduler):
     """Tune's scheduler: brings what trials tell to the search and its decision back."""
 
-    def __init__(self, search: Search, stop: Stop) -> None:
+    def __init__(self, search: Search, stop: Stop, job: Job) -> None:
         super().__init__()
         self._search = search
         self._stop = stop
+        self._job = job
 
     def on_trial_result(self, controller: Any, trial: Any, result: dict[str, Any]) -> str:
         name, kind = trial.config["trial"], result["kind"]
@@ -98,10 +99,15 @@ class _Decisions(FIFOScheduler):
             stop = self._search.report(
                 name, result["epoch"], result["value"], result["seconds"], result["finished"]
             )
+            if stop and self._job.nested:
+                # Tune would kill the trial, and Ray does not always give back the CPUs of the
+                # workers that the trial's own training had: it is asked to end by itself.
+                self._job.halt(name).touch()
+                return str(TrialScheduler.CONTINUE)
             return str(TrialScheduler.STOP if stop else TrialScheduler.CONTINUE)
         if kind == "broken":
             self._stop.on_fault(getattr(errors, result["error"])(result["message"]))
-        elif kind != "stopped":
+        elif kind in ("end", "failed"):
             self._search.end(name, result.get("message"))
         return str(TrialScheduler.CONTINUE)
 
@@ -130,7 +136,7 @@ def drive(search: Search, job: Job, plan: Plan, out: Path, show: Progress) -> bo
             num_samples=plan.trials,
             max_concurrent_trials=plan.at_once,
             search_alg=_Suggestions(search, stop),
-            scheduler=_Decisions(search, stop),
+            scheduler=_Decisions(search, stop, job),
             reuse_actors=False,
         ),
         run_config=tune.RunConfig(

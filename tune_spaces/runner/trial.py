@@ -37,12 +37,21 @@ class Job:
     stop: Path
     allow_code_change: bool
 
+    @property
+    def nested(self) -> bool:
+        """Whether every trial runs Ray Train."""
+        return self.base.train.workers > 0
+
+    def halt(self, name: str) -> Path:
+        """A file that asks one nested trial to end, since the search has stopped it."""
+        return self.folder / f"{name}.halt"
+
 
 def trainable(job: Job) -> Callable[[dict[str, Any]], None]:
     """The function for `tune.Tuner`. A fault is told, not raised: Tune would only try it again.
 
     Its records have a kind: epoch (see `Objective`), end, failed (the trial's own fault),
-    stopped (by Ctrl-C), broken (a fault of the place, not of the trial).
+    stopped (by Ctrl-C), halted (by the search), broken (a fault of the place, not of the trial).
     """
 
     def trial(told: dict[str, Any]) -> None:
@@ -56,7 +65,7 @@ def _outcome(job: Job, told: dict[str, Any]) -> dict[str, Any]:
     try:
         _train(job, job.folder / name, told)
     except InterruptedRunError:
-        return {"kind": "stopped"}
+        return {"kind": "halted" if job.halt(name).exists() else "stopped"}
     except (StorageFullError, ResumeError) as error:
         return {"kind": "broken", "error": type(error).__name__, "message": str(error)}
     except RaysysError as error:
@@ -78,7 +87,7 @@ def _train(job: Job, folder: Path, told: dict[str, Any]) -> None:
         for record in read_records(folder / METRICS_LOG):
             if record["kind"] == "epoch":
                 reporter.epoch(record, None)
-    if config.train.workers == 0:
+    if not job.nested:
         run(
             config,
             folder,
@@ -87,10 +96,12 @@ def _train(job: Job, folder: Path, told: dict[str, Any]) -> None:
             wait_s=_TAKE_OVER_S,
         )
     else:
-        _train_nested(job, config, folder, reporter)
+        _train_nested(job, config, folder, reporter, job.halt(told["trial"]))
 
 
-def _train_nested(job: Job, config: RankerRecipe, folder: Path, reporter: RayTuneReporter) -> None:
+def _train_nested(
+    job: Job, config: RankerRecipe, folder: Path, reporter: RayTuneReporter, halt: Path
+) -> None:
     """Ray Train inside the trial: its workers cannot speak with Tune, their log is read here."""
     files = RunFiles(folder)
     tail = Tail(files.metrics)
@@ -114,7 +125,7 @@ def _train_nested(job: Job, config: RankerRecipe, folder: Path, reporter: RayTun
     while running:
         thread.join(0.2)
         running = thread.is_alive()
-        if reporter.stop_requested() and files.checkpoints.is_dir():
+        if (halt.exists() or reporter.stop_requested()) and files.checkpoints.is_dir():
             files.stop.touch()
         for record in tail.new():
             if record["kind"] == "epoch":

@@ -1,0 +1,226 @@
+"""The fair-test engine: what an arm is, what is resumed, and which words come out."""
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from bench.cofars_arms import arms
+from bench.fair import study as study_module
+from bench.fair.arms import Arm
+from bench.fair.judge import Claim, judge
+from bench.fair.slices import slices
+from bench.fair.study import Sizes, run_study
+from raysys.cofars.fit import training_stop
+from raysys.data.dataset import Dataset
+from raysys.data.mapping import LocalMapper
+from raysys.data.prepared import Prepared, prepare
+from raysys.data.world import WorldConfig, make_world
+from raysys.errors import ConfigError
+from raysys.metrics import ScoredRows
+from raysys.metrics.compare import System
+from raysys.options import load_yaml
+from raysys.recipes.split_scorer import chosen_impressions
+
+BASE: dict[str, Any] = {
+    "model": {"embedding_dim": 4, "attention_hidden": [8], "hidden": [8], "history_length": 5},
+    "batch_size": 16,
+    "train": {"epochs": 1},
+}
+ARMS = [
+    Arm(
+        name="short",
+        recipe="ctr/din",
+        tries=({"train.lr": 1e-3}, {"train.lr": 1e-2}),
+        named=True,
+    ),
+    Arm(name="pooled", recipe="ctr/dcnv2", tries=({"train.lr": 1e-3}, {"train.lr": 1e-2})),
+    Arm(name="twin", recipe="ctr/din", options={"model.match": False}, tuned_as="short"),
+]
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("fair") / "world"
+    make_world(WorldConfig(users=60, days=20, seed=3), out, LocalMapper())
+    return out
+
+
+@pytest.fixture
+def here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[int]:
+    """Trains in this process; how many trainings each call asked for."""
+    asked: list[int] = []
+
+    def run_tasks(
+        fn: Callable[[Any], Any], tasks: Sequence[Any], *, label: str, num_cpus: float
+    ) -> Iterator[Any]:
+        asked.append(len(tasks))
+        return map(fn, tasks)
+
+    monkeypatch.setattr(study_module, "run_tasks", run_tasks)
+    monkeypatch.setattr(study_module, "ensure_ray", lambda env: True)
+    return asked
+
+
+@pytest.mark.slow
+def test_a_study_tunes_alike_seeds_and_resumes(
+    world: Path, here: list[int], tmp_path: Path
+) -> None:
+    sizes = Sizes(rows=3000, users=20, seeds=3, other_seeds=1)
+    first = run_study(ARMS, BASE, str(world), tmp_path / "out", sizes)
+    # Two arms with two tries each; three seeds of the named arm, one of each other.
+    assert here == [4, 5]
+    assert {name: sorted(s.rows) for name, s in first.systems.items()} == {
+        "short": [0, 1, 2],
+        "pooled": [0],
+        "twin": [0],
+    }
+    assert first.chosen["twin"] == first.chosen["short"]
+    assert first.chosen["short"] in ARMS[0].tries
+    scored = [first.systems[name].rows[0][""] for name in ("short", "pooled", "twin")]
+    assert len(scored[0].user.values) == 20
+    for other in scored[1:]:
+        assert other.impression.values.equals(scored[0].impression.values)
+        assert not np.array_equal(other.score, scored[0].score)
+    again = run_study(ARMS, BASE, str(world), tmp_path / "out", sizes)
+    assert here == [4, 5]
+    assert again.seconds == first.seconds
+    for name, system in again.systems.items():
+        for seed, folds in system.rows.items():
+            assert np.array_equal(folds[""].score, first.systems[name].rows[seed][""].score)
+    with pytest.raises(ConfigError, match="trained with other options"):
+        run_study(ARMS, {**BASE, "batch_size": 8}, str(world), tmp_path / "out", sizes)
+
+
+@pytest.mark.slow
+def test_little_time_takes_rows_away_and_no_seeds(
+    world: Path, here: list[int], tmp_path: Path
+) -> None:
+    sizes = Sizes(rows=3000, users=20, seeds=2, other_seeds=1, max_core_hours=1e-9)
+    found = run_study(ARMS[:1], BASE, str(world), tmp_path / "out", sizes)
+    assert found.rows == 1000
+    assert sorted(found.systems["short"].rows) == [0, 1]
+
+
+def test_arms_share_the_base_and_name_their_own_faults() -> None:
+    given = {"data": "D"}
+    config = ARMS[0].config({**BASE, "cofars": {"lists": {}}}, {"train.lr": 0.5}, 7, given)
+    assert (config.train.lr, config.train.seed, config.batch_size) == (0.5, 7, 16)
+    pooled = ARMS[1].config(BASE, {}, 0, given)
+    assert pooled.model.model_dump()["history_length"] == 5
+    wrong = Arm(name="wrong", recipe="ctr/din", options={"model.attention_hiden": [8]})
+    with pytest.raises(ConfigError, match=r"arm wrong: .*attention_hidden"):
+        wrong.config(BASE, {}, 0, given)
+    uneven = [ARMS[0], Arm(name="idle", recipe="ctr/din", tries=({},))]
+    with pytest.raises(ConfigError, match="equally often"):
+        run_study(uneven, BASE, "nowhere", Path("out"), Sizes())
+
+
+def test_every_arm_of_cofars_is_a_valid_recipe() -> None:
+    base = load_yaml(Path("raysys/configs/ctr/cofars-small.yaml"))
+    found = arms(base, window=200)
+    lengths = {}
+    for arm in found:
+        for point in arm.tries or ({},):
+            config = arm.config(base, point, 0, {"data": "D"})
+            assert config.train.epochs == base["train"]["epochs"]
+            model: Any = config.model
+            retriever = getattr(model, "retriever", None)
+            lengths[arm.name] = retriever.gathered if retriever else model.history_length
+    # One K for all that choose K events, one window for all that search.
+    k = base["cofars"]["lists"]["events"]
+    chosen = {"recent", "recent-plain", "random", "exact", "counted-js"}
+    assert {lengths[name] for name in chosen} == {k}
+    searched = {"sim-hard", "sim-soft", "eta", "sdim", "twin", "full", "dcnv2", "finalmlp"}
+    assert {lengths[name] for name in searched} == {200}
+    assert {len(arm.tries) for arm in found if arm.tuned_as is None} == {4}
+
+
+def rows_of(seed: int, skill: float) -> ScoredRows:
+    """200 users with ten candidates; the score knows the click as well as `skill` says."""
+    rng = np.random.default_rng(0)
+    click = (rng.random(2000) < 0.3).astype(int)
+    noise = np.random.default_rng(seed).normal(size=2000)
+    user = np.repeat(np.arange(200), 10).astype(str)
+    return ScoredRows.of(
+        impression_id=user, user_id=user, item_id=np.tile(np.arange(10), 200).astype(str),
+        score=skill * click + noise, click=click,
+    )  # fmt: skip
+
+
+def system(name: str, skill: float, seeds: int = 5) -> System:
+    return System(name, {seed: {"": rows_of(seed + 100, skill)} for seed in range(seeds)})
+
+
+def test_words_follow_the_intervals() -> None:
+    # The same noise in all arms, so that equal skill is no difference at all.
+    systems = {
+        "good": system("good", 1.0),
+        "bad": system("bad", 0.2),
+        "same": system("same", 1.0),
+        "few": system("few", 0.2, seeds=2),
+    }
+    metric = "gauc_mean@user"
+    half = np.arange(2000) < 1000
+    claims = [
+        Claim(a="good", b="bad", metric=metric),
+        Claim(a="good", b="same", metric=metric),
+        Claim(a="bad", b="good", metric="auc"),
+        Claim(a="good", b="few", metric=metric),
+        Claim(a="good", b="bad", metric=metric, slice="half"),
+        Claim(a="good", b="same", metric=metric, kind="not worse"),
+        Claim(a="bad", b="good", metric=metric, kind="not worse"),
+    ]
+    found = judge(claims, systems, {"half": half}, effect=0.002, replicates=200)
+    assert [row.verdict for row in found] == [
+        "supported", "no difference shown", "contradicted", "no verdict", "supported",
+        "not inferior", "non-inferiority not shown",
+    ]  # fmt: skip
+    assert [row.holds for row in found] == [True, False, False, False, True, True, False]
+    assert found[3].n_seeds == 2
+    assert found[0].a != found[4].a
+    # Holm: the smallest p of five claims of superiority is multiplied by five.
+    alone = judge(claims[:1], systems, {}, effect=0.002, replicates=200)[0]
+    assert alone.p_holm is not None
+    assert found[0].p_holm == pytest.approx(5 * alone.p_holm)
+    assert found[5].p_holm is None
+
+
+def test_slices_are_those_of_a_scan(world: Path) -> None:
+    data: Prepared = prepare(Dataset(world))
+    log, past = data.impressions, data.histories
+    test = chosen_impressions(data, "test", 25)
+    assert len(np.unique(log.user[test])) == 25
+    owner = np.repeat(test, np.diff(log.offsets)[test])
+    flat = log.rows(test)
+    rows = ScoredRows.of(
+        impression_id=log.ids.take(owner),
+        user_id=past.users.take(log.user[owner]),
+        item_id=data.item_ids.take(log.item[flat] - 2),
+        score=np.zeros(len(owner)), click=log.click[flat],
+    )  # fmt: skip
+    names = ("mealtime", "place", "weather", "day")
+    found = slices(data, rows, names, rare=3)
+    place = [data.codec.names.index(name) for name in names]
+    stop = training_stop(data)
+    met: dict[tuple[int, ...], int] = {}
+    for user in range(len(past.users)):
+        for event in range(int(past.start[user]), int(stop[user])):
+            key = tuple(past.context[event, place].tolist())
+            met[key] = met.get(key, 0) + 1
+    count = np.array([met.get(tuple(log.context[i, place].tolist()), 0) for i in owner])
+    length = (log.end - log.start)[owner]
+    nothing = np.zeros(len(owner), bool)
+    for name, expected in {
+        "context unseen": count == 0,
+        "context rare": (count > 0) & (count < 3),
+        "context seen": count >= 3,
+        "history<100": length < 100,
+        "history>=1000": length >= 1000,
+    }.items():
+        assert np.array_equal(found.get(name, nothing), expected), name
+    assert "context unseen" in found
+    meals = [mask for name, mask in found.items() if name.startswith("mealtime=")]
+    assert np.array_equal(np.sum(meals, 0), np.ones(len(owner)))
