@@ -104,9 +104,10 @@ class Ranking:
         fallback: str | None,
     ) -> bytes:
         rows = self.predictor.run.catalogue.rows(request.candidates)
-        because = None
+        because = retrieval = None
         if request.explain and fallback is None:
             because = self.predictor.explain([request])[0]
+            retrieval = self.predictor.explain_retrieval([request])[0]
         items = []
         for index in np.argsort(-score, kind="stable")[: request.top_k].tolist():
             item: dict[str, Any] = dict(
@@ -120,17 +121,16 @@ class Ranking:
             if because is not None:
                 item["explanation"] = [event._asdict() for event in because[index]]
             items.append(item)
-        return to_json(
-            dict(
-                request_id=request.request_id,
-                model_id=self.predictor.model_id,
-                data_card_id=self.predictor.data_card_id,
-                variant=VARIANT,
-                cold_user=request.history is None and self._is_cold(request.user_id),
-                items=items,
-                fallback=fallback,
-            )
+        body = dict(
+            request_id=request.request_id,
+            model_id=self.predictor.model_id,
+            data_card_id=self.predictor.data_card_id,
+            variant=VARIANT,
+            cold_user=request.history is None and self._is_cold(request.user_id),
+            items=items,
+            fallback=fallback,
         )
+        return to_json(body if retrieval is None else body | {"retrieval": retrieval})
 
     def _is_cold(self, user: str) -> bool:
         return bool(self.predictor.histories.lookup([user])[0] < 0)

@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
+from raysys.artifacts.retrieval import RetrievalExplanation
 from raysys.data.requests import MAX_ID, Request
 from serve_apps.config import Limits
 
@@ -15,7 +16,8 @@ to_json = TypeAdapter(Any).dump_json
 class RankRequest(Request):
     """A `Request`, and what the answer should hold.
 
-    `explain` adds to each item the past events that weigh most; `top_k` keeps the best k items.
+    `explain` adds to each item the past events that weigh most, and to the answer why these events
+    were looked at, where the model chooses them; `top_k` keeps the best k items.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -59,7 +61,8 @@ class RankAnswer(BaseModel):
 
     `fallback` is null if the model ranked. Otherwise it says what did: "popularity" (events in
     the run's histories) or "as_sent" (the order of the request), and probabilities are null.
-    `cold_user` says that no history was sent and none is stored.
+    `cold_user` says that no history was sent and none is stored. `retrieval` is there with
+    `explain`, where the model has one.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -71,6 +74,7 @@ class RankAnswer(BaseModel):
     cold_user: bool
     items: list[RankedItem]
     fallback: Literal["popularity", "as_sent"] | None
+    retrieval: RetrievalExplanation | None = None
 
 
 class ErrorBody(BaseModel):

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+from cofars_runs import small_world, tiny
 
 from raysys.artifacts.run import save_run
 from raysys.ctr.din import DIN, DINConfig
@@ -18,6 +19,7 @@ from raysys.data.prepared import Prepared, prepare
 from raysys.data.requests import Request
 from raysys.data.split import iso
 from raysys.news.nrms import NRMS, NRMSConfig
+from raysys.recipes.registry import run
 
 ITEMS = [f"item-{i:02d}" for i in range(30)]
 USERS = [f"user-{i:02d}" for i in range(12)]
@@ -112,6 +114,15 @@ def news_run(root: Path) -> Path:
     vectors = {"title": np.random.default_rng(1).normal(size=(len(ITEMS), 8)).astype(np.float32)}
     options = NRMSConfig(width=8, heads=2, query=4)
     return _save(root / "news", data, "news/nrms", NRMS, options, features, vectors, True)
+
+
+@cache
+def cofars_run(root: Path) -> tuple[Path, Path]:
+    """A small city, and the run folder of a CoFARS trained on it a little."""
+    os.environ["RAYSYS_CACHE"] = str(root / "cache")
+    small_world(root / "city")
+    run(tiny(root / "city"), root / "cofars", show_progress=False)
+    return root / "city", root / "cofars"
 
 
 def _save(path, data, recipe, kind, options, features, vectors, histories) -> Path:

@@ -5,8 +5,9 @@ from typing import Any
 
 from raysys.data.mapping import LocalMapper
 from raysys.data.world import WorldConfig, make_world
-from raysys.options import resolve
+from raysys.options import nested, resolve
 from raysys.recipes.registry import recipe_of
+from tune_spaces import open_space
 from tune_spaces.runner.space import Choice, Halving, Real, Space
 from tune_spaces.runner.sweep import Options
 
@@ -35,13 +36,33 @@ def tiny_world(out: Path) -> Path:
     return out
 
 
+# What makes `tune_spaces.cofars` small; its axes stay as they are, but for the curve.
+TINY_COFARS = {
+    "model.embedding_dim": 4, "model.attention_hidden": [8], "model.hidden": [16],
+    "batch_size": 16, "train.epochs": 2, "train.early_stopping": None,
+    "cofars.encoder.dim": 8, "cofars.encoder.hidden": [16], "cofars.encoder.prototypes": 4,
+    "cofars.preferences.support": 5, "selector.batch_size": 16, "selector.warm_up.epochs": 1,
+    "selector.train.epochs": 1,
+}  # fmt: skip
+
+
+def cofars_options(world: Path, **changes: Any) -> Options:
+    """Two suggestions, then a curve of two counts at the better one; `changes` as in `options`."""
+    shipped = open_space("cofars")
+    grid = {"cofars.encoder.prototypes": (1, 5)}
+    space = shipped.model_copy(update={"grid": grid, "memory_gb": 0.5})
+    own = {"defaults": nested(space.defaults), "tiny": TINY_COFARS}
+    return options(world, space, **{"samples": 2, **own, **changes})
+
+
 def options(world: Path, space: Space = SPACE, **changes: Any) -> Options:
     """`samples`, `seeds`, `max_concurrent` of the sweep; other names override the recipe."""
     own = {
         key: changes.pop(key) for key in ("samples", "seeds", "max_concurrent") if key in changes
     }
-    overrides = [f"{key}={value}".lower() for key, value in {**TINY, **changes}.items()]
+    defaults, tiny = changes.pop("defaults", {}), changes.pop("tiny", TINY)
+    overrides = [f"{key}={value}".lower() for key, value in {**tiny, **changes}.items()]
     overrides = [line.replace("=none", "=null") for line in overrides]
-    base = resolve(recipe_of(space.recipe), None, overrides, {"data": str(world)})
+    base = resolve(recipe_of(space.recipe), None, overrides, {**defaults, "data": str(world)})
     given = {"samples": 4, "seeds": 1, "max_concurrent": 1, **own}
     return Options(name="toy", space=space, base=base, **given)

@@ -10,6 +10,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import torch
 
+from raysys.artifacts.retrieval import RetrievalExplanation
 from raysys.artifacts.run import LoadedRun, load_run, request_fit
 from raysys.data.batch import Batch, Collator, Pointers
 from raysys.data.contexts import FIRST, OOV
@@ -43,12 +44,16 @@ class PastEvent(NamedTuple):
 
 
 class _Chunk(NamedTuple):
-    """Requests scored at once: their indices, their batch, and what it was gathered from."""
+    """Requests scored at once: their indices, and what their batch is gathered from."""
 
     chosen: npt.NDArray[np.int64]
-    batch: Batch
     pointers: Pointers
     collate: Collator
+    device: torch.device | str
+
+    def batch(self) -> Batch:
+        """Gather it."""
+        return self.collate(self.pointers).to(self.device)
 
 
 class Predictor:
@@ -119,11 +124,12 @@ class Predictor:
         offsets = np.concatenate([[0], np.cumsum(columns.counts)])
         out = np.full((3, int(offsets[-1])), np.nan)
         present = [True, True, True]
-        for chosen, batch, *_ in self._batches(columns):
+        for chunk in self._batches(columns):
+            batch = chunk.batch()
             with torch.inference_mode():
                 scores = self.model(batch)
             mask = batch.candidate_mask
-            rows = _rows(offsets, chosen)
+            rows = _rows(offsets, chunk.chosen)
             for index, values in enumerate(scores):
                 if values is None:
                     present[index] = False
@@ -153,12 +159,13 @@ class Predictor:
         """
         columns = self._columns(requests)
         out: list[list[list[PastEvent]]] = [[] for _ in range(len(columns))]
-        for chosen, batch, pointers, collate in self._batches(columns):
-            events_of = collate.rows(pointers)
+        for chunk in self._batches(columns):
+            batch, collate = chunk.batch(), chunk.collate
+            events_of = collate.rows(chunk.pointers)
             with torch.inference_mode():
                 weights = self.model.event_weights(batch)
             where = weights.abs().argsort(dim=-1, descending=True, stable=True)[..., :top]
-            for row, request in enumerate(chosen.tolist()):
+            for row, request in enumerate(chunk.chosen.tolist()):
                 for column in range(int(columns.counts[request])):
                     events = []
                     for position in where[row, column].tolist():
@@ -176,6 +183,21 @@ class Predictor:
                                 )
                             )
                     out[request].append(events)
+        return out
+
+    def explain_retrieval(
+        self, requests: Sequence[Request] | Requests
+    ) -> list[RetrievalExplanation | None]:
+        """Per request, why the model was shown these past events, whatever the candidates are.
+
+        None where the model has no reasons to give.
+        """
+        columns = self._columns(requests)
+        out: list[RetrievalExplanation | None] = [None] * len(columns)
+        for chunk in self._batches(columns):
+            found = self.model.explain_retrieval(chunk.pointers, chunk.collate, self.run.catalogue)
+            for request, reasons in zip(chunk.chosen.tolist(), found or (), strict=False):
+                out[request] = reasons
         return out
 
     def _columns(self, requests: Sequence[Request] | Requests) -> Requests:
@@ -205,7 +227,7 @@ class Predictor:
             pointers = chunk.pointers(self.run.catalogue, collate.histories, self.codec)
             self.unknown["items"] += int((pointers.candidates == OOV).sum())
             self.unknown["users"] += int((collate.histories.lookup(chunk.users) < 0).sum())
-            yield _Chunk(names[chosen], collate(pointers).to(self.device), pointers, collate)
+            yield _Chunk(names[chosen], pointers, collate, self.device)
 
 
 def _rows(offsets: npt.NDArray[np.int64], chosen: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:

@@ -9,7 +9,8 @@ import torch
 from pydantic import BaseModel
 from torch import Tensor, nn
 
-from raysys.data.batch import Batch, Collator
+from raysys.artifacts.retrieval import RetrievalExplanation
+from raysys.data.batch import Batch, Collator, Pointers
 from raysys.data.catalogue import Catalogue
 from raysys.data.contexts import ContextCodec
 from raysys.data.features import FeatureSpace
@@ -54,6 +55,20 @@ class Ranker(nn.Module):
     @abstractmethod
     def event_weights(self, batch: Batch) -> Tensor:
         """How much each past event counts for each candidate [B, C, L]; 0 for padding."""
+
+    def explain_retrieval(
+        self, pointers: Pointers, collate: Collator, catalogue: Catalogue
+    ) -> list[RetrievalExplanation] | None:
+        """Why each of B requests was shown the events it was shown.
+
+        None by default: the choice has no reasons beyond the weights of the events.
+
+        Args:
+            pointers: the requests.
+            collate: of this model, over the histories of the pointers.
+            catalogue: names of items.
+        """
+        return None
 
     def collator(self, histories: Histories, codec: ContextCodec) -> Collator:
         """What gathers this model's batches, in training, evaluation and serving alike.

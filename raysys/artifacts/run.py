@@ -277,8 +277,10 @@ def _fitting(kind: type[Model], values: dict[str, Any], file: Path) -> Model:
         ) from error
 
 
-def load_run(path: Path | str) -> LoadedRun:
+def load_run(path: Path | str, *, indexes: bool = True) -> LoadedRun:
     """Open a run folder: verified, built from its own config, weights loaded.
+
+    indexes: false leaves RUN/indexes aside, for whoever makes it anew.
 
     Raises:
         ArtifactError: anything missing, damaged or of another format.
@@ -302,7 +304,8 @@ def load_run(path: Path | str) -> LoadedRun:
     vectors = {name: columns.read(name) for name in config.vectors} if columns else {}
     catalogue = Catalogue.build(items, features, vectors)
     model.bind(catalogue)
-    model.open_indexes(path / "indexes")
+    if indexes:
+        model.open_indexes(path / "indexes")
     stored = path / "snapshot" / "histories"
     return LoadedRun(
         path=path,

@@ -16,6 +16,7 @@ from raysys.options import parse_overrides
 
 BENCHES = {
     "cofars-fair": "bench.cofars_fair",
+    "cofars-cost": "bench.cofars_cost",
     "ctr-train": "bench.ctr_train",
     "gap": "bench.gap",
     "metrics": "bench.metrics",

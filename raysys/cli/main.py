@@ -17,7 +17,7 @@ from raysys.errors import RaysysError
 
 # One module each in raysys/cli. `data` has verbs of its own.
 VERBS = (
-    "data", "train", "tune", "evaluate", "compare", "score", "export", "report", "embed",
+    "data", "train", "tune", "evaluate", "compare", "score", "export", "report", "embed", "build",
     "serve", "submit", "bench", "doctor", "demo",
 )  # fmt: skip
 

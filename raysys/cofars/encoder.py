@@ -101,11 +101,16 @@ class ContextEncoder(nn.Module):
             chosen = torch.where(mine.any(0), best, chosen)
         self.prototypes[:count] = vectors[chosen]
 
-    def user_vectors(self, users: Tensor) -> Tensor:
-        """u [R, D] of users [R], −1 for an unknown one. Training forgets some users."""
+    def user_vectors(self, users: Tensor, drawn: Tensor | None = None) -> Tensor:
+        """u [R, D] of users [R], −1 for an unknown one. Training forgets some users.
+
+        drawn: uniform numbers [R] that decide which; by default of torch's global generator.
+        """
         known = users >= 0
         if self.training and self.user_dropout:
-            known = known & (torch.rand(users.shape, device=users.device) >= self.user_dropout)
+            if drawn is None:
+                drawn = torch.rand(users.shape, device=users.device)
+            known = known & (drawn >= self.user_dropout)
         if len(self.users.weight) == 0:
             return self.prototypes.new_zeros(len(users), self.dim)
         vectors = self.users(users.clamp_min(0))

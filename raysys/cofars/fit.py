@@ -75,20 +75,12 @@ def fit_contexts(
         ConfigError: a context feature that the ranker does not have; attributes that cannot tell
             contexts apart.
     """
-    names, histories = options.contexts.features, data.histories
-    missing = sorted(set(names) - set(codec.names))
-    if missing:
-        raise ConfigError(
-            f"cofars.contexts.features: {', '.join(missing)} not among the context features of "
-            f"the model; it has {', '.join(codec.names) or 'none'}"
-        )
+    histories, items = data.histories, data.dataset.table("items")
+    attributes = check_fields(data, options, codec)
     stop = training_stop(data)
     translate = codec.translator(histories.codec)
     met = (translate(histories.context[rows]) for rows in rows_before(histories, stop))
-    table = ContextTable.fit(codec, names, options.contexts.drop, met)
-    items = data.dataset.table("items")
-    met_items = training_item_counts(data)[FIRST:]
-    attributes = fit_attributes(items, met_items, options.preferences.attributes)
+    table = ContextTable.fit(codec, options.contexts.features, options.contexts.drop, met)
     values = attributes.encode(items)
     kinds = [BEHAVIOURS.index(name) for name in options.preferences.behaviours]
     counts = count_contexts(histories, table, values, attributes.widths, stop, kinds)
@@ -97,6 +89,25 @@ def fit_contexts(
     user_hash = np.sort(hash_users(histories)[known])
     fitted = CofarsFit(options=options, table=table, attributes=attributes, users=len(known))
     return fitted, TrainingLog(user_hash, counts, values)
+
+
+def check_fields(data: Prepared, options: CofarsConfig, codec: ContextCodec) -> Attributes:
+    """The fitted attributes, if contexts and attributes are what these data have.
+
+    Raises:
+        ConfigError: see `fit_contexts`.
+    """
+    names = options.contexts.features
+    missing = sorted(set(names) - set(codec.names))
+    if missing:
+        raise ConfigError(
+            f"cofars.contexts.features: {', '.join(missing)} not among the context features of "
+            f"the model; it has {', '.join(codec.names) or 'none'}"
+        )
+    ContextTable.fit(codec, names, options.contexts.drop, ())
+    met_items = training_item_counts(data)[FIRST:]
+    items = data.dataset.table("items")
+    return fit_attributes(items, met_items, options.preferences.attributes)
 
 
 def training_stop(data: Prepared) -> Ints:

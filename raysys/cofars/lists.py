@@ -3,13 +3,16 @@
 Contexts belong to a prototype by the edge gate without noise, on vectors before aggregation.
 """
 
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 import torch
 
+from raysys.cofars.nightly import Nightly
 from raysys.cofars.selector import CofarsSelector
 from raysys.data.columns import ColumnFolder
 from raysys.data.context_index import ContextIndex, UserContexts
@@ -18,7 +21,12 @@ from raysys.errors import ArtifactError
 
 Ints = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
+# Passes the numbers of some work on, and may show how far it is.
+Track = Callable[[Sequence[int]], Iterable[int]]
 _CHUNK = 1 << 14  # contexts held at once
+
+
+_AGAIN = "build them with: raysys build cofars-lists RUN --data DIR"
 
 
 @dataclass(frozen=True)
@@ -39,17 +47,19 @@ class Retrieved:
 
 
 @torch.no_grad()
-def assign(selector: CofarsSelector, table: ContextTable, users: Ints, keys: Ints) -> Bools:
+def assign(
+    selector: CofarsSelector, table: ContextTable, users: Ints, keys: Ints, track: Track = iter
+) -> Bools:
     """Which prototypes n contexts belong to: users [n] encoder rows, keys [n] → [n, P].
 
-    Nothing but its own user and context decides about a context.
+    Nothing but its own user and context decides about a context. `track` watches the parts.
     """
     encoder = selector.encoder
     device = encoder.prototypes.device
     training = selector.training
     selector.eval()
     out = np.zeros((len(keys), len(encoder.prototypes)), bool)
-    for low in range(0, len(keys), _CHUNK):
+    for low in track(range(0, len(keys), _CHUNK)):
         part = slice(low, low + _CHUNK)
         own, of = np.unique(users[part], return_inverse=True)
         u = encoder.user_vectors(torch.from_numpy(own).to(device))
@@ -68,13 +78,15 @@ def assign(selector: CofarsSelector, table: ContextTable, users: Ints, keys: Int
 class Lists:
     """A context index with the prototypes of each of its pairs.
 
-    bits [pairs, ⌈P/8⌉] uint8, packed. `model` names the selector they were made with.
+    bits [pairs, ⌈P/8⌉] uint8, packed. `model` names the selector they were made with. `nightly`
+    spares requests behind whole histories their graph; what they retrieve is the same without.
     """
 
     index: ContextIndex
     bits: npt.NDArray[np.uint8]
     prototypes: int
     model: str
+    nightly: Nightly | None = None
 
     @classmethod
     def build(
@@ -84,11 +96,25 @@ class Lists:
         index: ContextIndex,
         users: Ints,
         model: str,
+        track: Track = iter,
+        *,
+        nightly: bool = False,
     ) -> "Lists":
-        """Lists of all users of the index; users [U] are their rows of the encoder."""
+        """Lists of all users of the index; users [U] are their rows of the encoder.
+
+        `nightly`: with the graphs of their whole histories.
+        """
         owner = np.repeat(users, np.diff(index.pair_begin))
-        member = assign(selector, table, owner, index.key)
-        return cls(index, np.packbits(member, axis=1), member.shape[1], model)
+        member = assign(selector, table, owner, index.key, track)
+        graphs = Nightly.build(selector, table, index, users) if nightly else None
+        return cls(index, np.packbits(member, axis=1), member.shape[1], model, graphs)
+
+    def of(self, users: Ints) -> "Lists":
+        """The lists of the given users, see `ContextIndex.of`."""
+        pairs = self.index.pairs_of(users)
+        graphs = None if self.nightly is None else self.nightly.of(users, pairs)
+        index = self.index.of(users)
+        return Lists(index, self.bits[pairs], self.prototypes, self.model, graphs)
 
     def append(
         self,
@@ -102,7 +128,7 @@ class Lists:
         """The lists with n later events of users [n]; only contexts new to a user are assigned.
 
         users [U] rows of the encoder, as in `build`; the other arguments as in
-        `ContextIndex.append`.
+        `ContextIndex.append`. Graphs stay as they were and serve requests before the later events.
         """
         index, moved = self.index.append(user, keys, position)
         bits = np.zeros((len(index.key), self.bits.shape[1]), np.uint8)
@@ -111,7 +137,8 @@ class Lists:
         owner = np.repeat(users, np.diff(index.pair_begin))
         member = assign(selector, table, owner[fresh], index.key[fresh])
         bits[fresh] = np.packbits(member, axis=1)
-        return Lists(index, bits, self.prototypes, self.model)
+        graphs = None if self.nightly is None else self.nightly.moved(len(bits), moved)
+        return Lists(index, bits, self.prototypes, self.model, graphs)
 
     def dealt(self, seed: int) -> "Lists":
         """A placebo: the prototypes of each user's contexts in another order, drawn at random."""
@@ -121,14 +148,24 @@ class Lists:
 
     def membership(self, contexts: UserContexts) -> Bools:
         """[S, P] of the contexts of some requests, read from the lists."""
-        bits = np.unpackbits(self.bits[contexts.pair], axis=1, count=self.prototypes)
+        return self.members(contexts.pair)
+
+    def members(self, pairs: Ints) -> Bools:
+        """[S, P] of pairs [S] of the index."""
+        bits = np.unpackbits(self.bits[pairs], axis=1, count=self.prototypes)
         return bits.astype(bool)
+
+    def open_pairs(self) -> int:
+        """How many (context, prototype) pairs belong together."""
+        return int(np.bitwise_count(self.bits).sum(dtype=np.int64))
 
     def save(self, folder: Path) -> None:
         """Write the lists as Arrow IPC columns into `folder`."""
         self.index.save(folder)
         columns = ColumnFolder(folder)
         columns.write("bits", self.bits)
+        if self.nightly is not None:
+            self.nightly.save(folder)
         (folder / "model").write_text(f"{self.model} {self.prototypes}", encoding="utf-8")
 
     @staticmethod
@@ -145,22 +182,27 @@ class Lists:
         """Open memory-mapped lists.
 
         Raises:
-            ArtifactError: there are none, or they were made with another selector.
+            ArtifactError: there are none, a part is missing, or they were made with another
+                selector.
         """
         made, prototypes = _header(folder)
         if made != model:
             raise ArtifactError(
-                f"{folder}: lists of model {made} cannot serve model {model}; build them again"
+                f"{folder}: lists of model {made} cannot serve model {model}; {_AGAIN}"
             )
-        bits = ColumnFolder(folder).read("bits")
-        return cls(ContextIndex.load(folder), bits, int(prototypes), model)
+        try:
+            bits = ColumnFolder(folder).read("bits")
+            index, nightly = ContextIndex.load(folder), Nightly.load(folder)
+        except (OSError, pa.ArrowInvalid) as error:
+            raise ArtifactError(f"{folder}: the lists are incomplete; {_AGAIN}") from error
+        return cls(index, bits, int(prototypes), model, nightly)
 
 
 def _header(folder: Path) -> tuple[str, str]:
     try:
         made, prototypes = (folder / "model").read_text(encoding="utf-8").split()
     except (OSError, ValueError) as error:
-        raise ArtifactError(f"{folder}: holds no CoFARS lists; build them") from error
+        raise ArtifactError(f"{folder}: holds no CoFARS lists; {_AGAIN}") from error
     return made, prototypes
 
 

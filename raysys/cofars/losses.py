@@ -1,6 +1,5 @@
 """The losses of the selector (§4.3), per request."""
 
-import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy, binary_cross_entropy_with_logits
 
@@ -27,13 +26,12 @@ def recommendation_loss(
     return (per_candidate * mask.to(scores.dtype)).sum(1)
 
 
-def draw_pairs(first: Tensor, count: Tensor, pairs: int) -> tuple[Tensor, Tensor]:
+def draw_pairs(first: Tensor, count: Tensor, drawn: Tensor) -> tuple[Tensor, Tensor]:
     """Two numbers in first[r]..first[r] + count[r] − 1 for each of n pairs: [R, n] each.
 
-    Drawn with replacement from torch's global generator; `first` where there is nothing to draw.
+    With replacement, by uniform numbers `drawn` [2, R, n]; `first` where there is nothing to draw.
     """
-    shape = (2, len(first), pairs)
     # A float32 below 1 times a count stays below the count.
-    within = (torch.rand(shape, device=first.device) * count.view(1, -1, 1)).long()
+    within = (drawn * count.view(1, -1, 1)).long()
     left, right = first.view(1, -1, 1) + within
     return left, right

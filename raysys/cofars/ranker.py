@@ -11,26 +11,29 @@ import numpy.typing as npt
 import torch
 from safetensors.torch import save as to_safetensors
 
+from raysys.artifacts.retrieval import RetrievalExplanation
 from raysys.cofars.build import build_selector
+from raysys.cofars.explain import Explainer
 from raysys.cofars.fit import CofarsFit, hash_users
-from raysys.cofars.lists import Lists
+from raysys.cofars.lists import Lists, Track
 from raysys.cofars.requests import RequestReader
 from raysys.cofars.retriever import CofarsRetriever
 from raysys.cofars.selector import CofarsSelector
+from raysys.cofars.stored import made_of
 from raysys.ctr.din import DIN, DINConfig
 from raysys.ctr.retrievers.draws import earlier
 from raysys.data.attribute_counts import event_keys
+from raysys.data.attributes import Attributes
 from raysys.data.batch import Collator, Pointers
 from raysys.data.catalogue import Catalogue
 from raysys.data.context_index import ContextIndex
 from raysys.data.context_keys import ContextTable
 from raysys.data.contexts import ContextCodec
 from raysys.data.features import FeatureSpace
-from raysys.data.files import new_folder
 from raysys.data.histories import Histories
 
 Ints = npt.NDArray[np.int64]
-_FOLDER = "cofars"  # below the run's indexes
+LISTS = "cofars"  # below the run's indexes
 
 
 class CofarsDINConfig(DINConfig):
@@ -45,6 +48,7 @@ class CofarsDIN(DIN):
     Args (beside those of `DIN`):
         chooser: makes the selector; called last, so that the weights of DIN begin alike.
         table: what a context is.
+        attributes: what the selector predicts shares of.
         users: users with vectors of their own.
         recent: r.
         add_target: see `GraphConfig`.
@@ -61,6 +65,7 @@ class CofarsDIN(DIN):
         *,
         chooser: Callable[[], CofarsSelector],
         table: ContextTable,
+        attributes: Attributes,
         users: int,
         recent: int,
         add_target: bool,
@@ -75,6 +80,7 @@ class CofarsDIN(DIN):
         self.user_hash: torch.Tensor
         self.register_buffer("user_hash", torch.zeros(users, dtype=torch.int64))
         self.table = table
+        self.attributes = attributes
         self.recent = recent
         self.add_target = add_target
         self.strict = strict
@@ -101,6 +107,7 @@ class CofarsDIN(DIN):
                 vector_widths=features.vectors,
             ),
             table=fitted.table,
+            attributes=fitted.attributes,
             users=fitted.users,
             recent=chosen.recent,
             add_target=chosen.graph.target == "add",
@@ -154,15 +161,23 @@ class CofarsDIN(DIN):
         place = np.minimum(np.searchsorted(known, asked), len(known) - 1)
         return np.where(known[place] == asked, place, -1)
 
-    def lists(self, histories: Histories) -> Lists:
-        """The context index and the lists of these histories."""
+    def lists(self, histories: Histories, track: Track = iter, *, nightly: bool = False) -> Lists:
+        """The context index and the lists of these histories; `nightly` as in `Lists.build`."""
         keys = event_keys(histories, self.table, slice(None))
         if self.placebo == "permuted":
             keys = keys[earlier(histories.start, self.placebo_seed)]
         index = ContextIndex.build(histories.start, keys)
         users = self.user_rows(histories)
-        lists = Lists.build(self.chooser, self.table, index, users, self.selector_id())
+        made = self.selector_id()
+        lists = Lists.build(self.chooser, self.table, index, users, made, track, nightly=nightly)
         return lists.dealt(self.placebo_seed) if self.placebo == "random" else lists
+
+    def explain_retrieval(
+        self, pointers: Pointers, collate: Collator, catalogue: Catalogue
+    ) -> list[RetrievalExplanation]:
+        """See `Ranker`."""
+        assert isinstance(collate.selector, _Events)
+        return Explainer(collate.selector.retriever, self.attributes, catalogue)(pointers)
 
     def selector_id(self) -> str:
         """12 hex digits that name the selector: its weights, its contexts and its users."""
@@ -171,33 +186,20 @@ class CofarsDIN(DIN):
         return hashlib.sha256(body + self.table.model_dump_json().encode()).hexdigest()[:12]
 
     def open_indexes(self, folder: Path) -> None:
-        """See `Ranker`: lists made by `save_lists`, used for the histories they were made of.
+        """See `Ranker`: lists made by `write_lists`, used for the histories they were made of.
 
         Raises:
-            ArtifactError: lists of another selector.
+            ArtifactError: lists of another selector, or incomplete ones.
         """
-        self._stored = folder / _FOLDER
+        self._stored = folder / LISTS
         if self._stored.is_dir():
             Lists.load(self._stored, self.selector_id())
 
-    def save_lists(self, folder: Path, histories: Histories) -> None:
-        """Write the lists of these histories into the run's folder of indexes."""
-        with new_folder(folder / _FOLDER, overwrite=True) as scratch:
-            self.lists(histories).save(scratch)
-            (scratch / "histories").write_text(_fingerprint(histories), encoding="utf-8")
-
-    def has_lists(self, folder: Path, histories: Histories) -> bool:
-        """Whether the folder of indexes holds the lists of this selector and these histories."""
-        made = folder / _FOLDER
-        if not made.is_dir() or Lists.version(made) != self.selector_id():
-            return False
-        return (made / "histories").read_text(encoding="utf-8") == _fingerprint(histories)
-
     def _open(self, histories: Histories) -> Lists | None:
-        folder = self._stored
-        if folder is None or not self.has_lists(folder.parent, histories):
+        model, folder = self.selector_id(), self._stored
+        if folder is None or not made_of(folder, model, histories):
             return None
-        return Lists.load(folder, self.selector_id())
+        return Lists.load(folder, model)
 
 
 class _Events:
@@ -207,18 +209,10 @@ class _Events:
         self._make = make
 
     @cached_property
-    def _retriever(self) -> CofarsRetriever:
+    def retriever(self) -> CofarsRetriever:
+        """Made now, if it was not asked before."""
         return self._make()
 
     def rows(self, pointers: Pointers, histories: Histories) -> Ints:
         """See `Selector`."""
-        return self._retriever.rows(pointers, histories)
-
-
-def _fingerprint(histories: Histories) -> str:
-    """Hex sha256 of what lists depend on: users, events by user, contexts."""
-    digest = hashlib.sha256(histories.codec.model_dump_json().encode())
-    digest.update(hash_users(histories).data)
-    for values in (histories.start, histories.context):
-        digest.update(np.ascontiguousarray(values).data)
-    return digest.hexdigest()
+        return self.retriever.rows(pointers, histories)

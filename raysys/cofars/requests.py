@@ -1,6 +1,7 @@
 """What the selector reads of R requests: their contexts, the steps between them, newest events."""
 
 from dataclasses import dataclass, fields, replace
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -24,7 +25,8 @@ class Requests:
     and to; target [R] node of the request's own context, −1 if it is in no graph;
     target_codes [R, F], target_row [R]; recent [R, r] item rows, newest first, 0 where masked;
     recent_mask [R, r] bool; node_shares [S', W] logged shares of the first S' nodes, where those
-    of users are compared.
+    of users are compared; draw [R] int64, what the noise of training is drawn with, None: torch's
+    global generator.
     """
 
     user: Tensor
@@ -38,6 +40,7 @@ class Requests:
     recent: Tensor
     recent_mask: Tensor
     node_shares: Tensor | None = None
+    draw: Tensor | None = None
 
     def __len__(self) -> int:
         """R."""
@@ -80,6 +83,8 @@ class RequestReader:
         self.users = users
         self.recent = recent
         self.add_target = add_target
+        # Requests come from one or two codecs for the life of a reader.
+        self._translator = lru_cache(maxsize=4)(table.codec.translator)
 
     def contexts(self, pointers: Pointers) -> UserContexts:
         """The distinct contexts of each request before it."""
@@ -87,24 +92,38 @@ class RequestReader:
 
     def target_keys(self, pointers: Pointers) -> Ints:
         """Context keys [R] of the requests themselves."""
-        translate = self.table.codec.translator(pointers.codec)
-        return self.table.keys(translate(pointers.context))
+        return self.table.keys(self._translator(pointers.codec)(pointers.context))
+
+    def target_nodes(self, contexts: UserContexts, targets: Ints) -> Ints:
+        """Number in `contexts` of each request's own context key in targets [R], −1 if the user
+        has not been in it."""
+        node = np.full(len(targets), -1, np.int64)
+        met = np.flatnonzero(contexts.key == targets[contexts.request])
+        node[contexts.request[met]] = met
+        return node
+
+    def newest(self, pointers: Pointers) -> tuple[Tensor, Tensor]:
+        """Item rows of the newest r events, 0 where masked, and their mask; both [R, r]."""
+        rows = self.histories.newest(pointers.start, pointers.end, self.recent)
+        mask = rows >= 0
+        items = np.zeros(rows.shape, np.int64)
+        items[mask] = self.histories.item[rows[mask]]
+        return torch.from_numpy(items), torch.from_numpy(mask)
 
     def __call__(self, pointers: Pointers, contexts: UserContexts | None = None) -> Requests:
         """Read the requests; `contexts` if they are at hand already."""
         seen = self.contexts(pointers) if contexts is None else contexts
         wanted = self.target_keys(pointers)
         request, key = seen.request, seen.key
-        target = np.full(len(wanted), -1, np.int64)
-        met = np.flatnonzero(key == wanted[request])
-        target[request[met]] = met
+        target = self.target_nodes(seen, wanted)
         if self.add_target:
             missing = np.flatnonzero(target < 0)
             target[missing] = len(key) + np.arange(len(missing))
             request = np.concatenate([request, missing])
             key = np.concatenate([key, wanted[missing]])
-        window = self.histories.window(pointers.start, pointers.end, self.recent)
+        recent, recent_mask = self.newest(pointers)
         known = np.append(self.users, -1)  # the last one for nobody
+        draw = pointers.draw
         return Requests(
             user=torch.from_numpy(known[seen.user]),
             node_request=torch.from_numpy(request),
@@ -114,6 +133,7 @@ class RequestReader:
             target=torch.from_numpy(target),
             target_codes=torch.from_numpy(self.table.codes(wanted)),
             target_row=torch.from_numpy(self.table.rows(wanted)),
-            recent=torch.from_numpy(window.items),
-            recent_mask=torch.from_numpy(window.mask),
+            recent=recent,
+            recent_mask=recent_mask,
+            draw=None if draw is None else torch.from_numpy(draw),
         )

@@ -13,8 +13,12 @@ from raysys.cofars.graph import GraphAggregator, edges
 from raysys.cofars.losses import draw_pairs, recommendation_loss
 from raysys.cofars.requests import Requests
 from raysys.errors import DataError
+from raysys.layers.draws import mixed, uniform
 from raysys.layers.embedding import ItemEncoder
 from raysys.layers.gates import Gate
+
+# What numbers are drawn for.
+_USERS, _EDGES, _CHOICES, _PAIRS = range(4)
 
 
 @dataclass(frozen=True)
@@ -22,7 +26,8 @@ class Selection:
     """What the selector made of R requests with S context nodes.
 
     z [R, P] gates of prototypes, at least one 1 per request unless switched off; beta [R, P]
-    their probabilities; membership [S, P] bool: contexts of each prototype, without noise;
+    their probabilities; target [R, P] similarity of the request's context and the prototypes
+    after aggregation; membership [S, P] bool: contexts of each prototype, without noise;
     similarity [S, P] of contexts and prototypes before aggregation; prototypes [R, P, D] after
     it; profiles [R, P, W] of the prototypes before it; users [R, D]; density scalar, share of
     open prototype–context edges.
@@ -30,6 +35,7 @@ class Selection:
 
     z: Tensor
     beta: Tensor
+    target: Tensor
     membership: Tensor
     similarity: Tensor
     prototypes: Tensor
@@ -50,6 +56,20 @@ class Losses:
     mse: Tensor
     ind: Tensor
     weight: Tensor
+
+
+@dataclass(frozen=True)
+class _Aggregate:
+    """Of R requests with S context nodes: users [R, D]; profiles [R, P, W], similarity [S, P]
+    and gates [S, P] before the graph; upper [R, P, D] prototypes, lower [S, D] contexts after it.
+    """
+
+    users: Tensor
+    profiles: Tensor
+    similarity: Tensor
+    gates: Tensor
+    upper: Tensor
+    lower: Tensor
 
 
 class CofarsSelector(nn.Module):
@@ -138,8 +158,41 @@ class CofarsSelector(nn.Module):
 
     def forward(self, requests: Requests) -> Selection:
         """Gates of the prototypes; the candidates have no part in them."""
+        graph = self._aggregate(requests)
+        target, beta = self._beta(requests, graph)
+        return Selection(
+            z=self._choose(beta, requests.draw),
+            beta=beta,
+            target=target,
+            membership=self.edge_gate.on(graph.similarity),
+            similarity=graph.similarity,
+            prototypes=graph.upper,
+            profiles=graph.profiles,
+            users=graph.users,
+            density=(graph.gates.detach() > 0.5).float().mean(),
+        )
+
+    def aggregated(self, requests: Requests) -> tuple[Tensor, Tensor]:
+        """Prototypes [R, P, D] after the graph, and their sim [S, P] with the contexts after it."""
+        encoder, graph = self.encoder, self._aggregate(requests)
+        profiles = encoder.profile(graph.upper)
+        lower = encoder.profile(graph.lower)
+        return graph.upper, encoder.similarities(lower, profiles, requests.node_request)
+
+    def chosen(self, prototypes: Tensor, sim: Tensor, recent: Tensor, mask: Tensor) -> Tensor:
+        """Which prototypes are on without noise [R, P] bool, as z of `forward` in eval mode.
+
+        Of what `aggregated` gave: prototypes [R, P, D], their sim [R, P] with the target context;
+        recent, mask [R, r] as of `Requests`.
+        """
+        beta = self._activation(prototypes, sim, recent, mask)
+        on = self.choice_gate.on(beta)
+        # Where any is on, the best one is.
+        return on.scatter(1, beta.argmax(1, keepdim=True), True) if self.fallback else on
+
+    def _aggregate(self, requests: Requests) -> "_Aggregate":
         encoder = self.encoder
-        users = encoder.user_vectors(requests.user)
+        users = self._users(requests)
         contexts = encoder.contexts(requests.node_codes, requests.node_row)
         contexts = contexts + users.index_select(0, requests.node_request)
         prototypes = users.unsqueeze(1) + encoder.prototypes
@@ -147,7 +200,7 @@ class CofarsSelector(nn.Module):
         similarity = encoder.similarities(
             encoder.profile(contexts), profiles, requests.node_request
         )
-        gates = self.edge_gate(similarity)
+        gates = self.edge_gate(similarity, self._edge_noise(requests))
         graph = edges(
             gates,
             requests.node_request,
@@ -159,37 +212,52 @@ class CofarsSelector(nn.Module):
         nodes = torch.cat([prototypes.flatten(0, 1), contexts])
         nodes = self.graph(nodes, graph, encoder)
         upper, lower = nodes.split([len(nodes) - len(contexts), len(contexts)])
-        after = upper.view_as(prototypes)
-        beta = self._beta(requests, after, lower, users)
-        return Selection(
-            z=self._choose(beta),
-            beta=beta,
-            membership=self.edge_gate.on(similarity),
-            similarity=similarity,
-            prototypes=after,
-            profiles=profiles,
-            users=users,
-            density=(gates.detach() > 0.5).float().mean(),
+        return _Aggregate(
+            users, profiles, similarity, gates, upper=upper.view_as(prototypes), lower=lower
         )
 
-    def _beta(self, requests: Requests, prototypes: Tensor, nodes: Tensor, users: Tensor) -> Tensor:
-        encoder = self.encoder
-        alone = encoder.contexts(requests.target_codes, requests.target_row) + users
+    def prototype_shares(self, users: Tensor) -> Tensor:
+        """P(prototype) [R, P, W] of users with the vectors [R, D]."""
+        return self.encoder.shares(users.unsqueeze(1) + self.encoder.prototypes)
+
+    def _beta(self, requests: Requests, graph: "_Aggregate") -> tuple[Tensor, Tensor]:
+        """Similarity of the target and the prototypes, and what the gates make of it [R, P]."""
+        encoder, nodes = self.encoder, graph.lower
+        alone = encoder.contexts(requests.target_codes, requests.target_row) + graph.users
         inside = (requests.target >= 0).unsqueeze(1)
         # A row of zeros stands in where a batch has no node at all.
         held = torch.cat([nodes, torch.zeros_like(nodes[:1] if len(nodes) else alone[:1])])
         target = torch.where(inside, held[requests.target], alone)
         everyone = torch.arange(len(requests), device=target.device)
-        sim = encoder.similarities(encoder.profile(target), encoder.profile(prototypes), everyone)
-        liking = (
-            prototypes * self.short_term(requests.recent, requests.recent_mask).unsqueeze(1)
-        ).sum(-1)
+        sim = encoder.similarities(encoder.profile(target), encoder.profile(graph.upper), everyone)
+        return sim, self._activation(graph.upper, sim, requests.recent, requests.recent_mask)
+
+    def _activation(self, prototypes: Tensor, sim: Tensor, recent: Tensor, mask: Tensor) -> Tensor:
+        liking = (prototypes * self.short_term(recent, mask).unsqueeze(1)).sum(-1)
         if self.raw:
             return sim * liking
-        return sim * torch.sigmoid(liking / math.sqrt(encoder.dim))
+        return sim * torch.sigmoid(liking / math.sqrt(self.encoder.dim))
 
-    def _choose(self, beta: Tensor) -> Tensor:
-        z: Tensor = self.choice_gate(beta)
+    def _users(self, requests: Requests) -> Tensor:
+        draw = requests.draw
+        drawn = None if draw is None else uniform(mixed(_USERS, draw))
+        return self.encoder.user_vectors(requests.user, drawn)
+
+    def _edge_noise(self, requests: Requests) -> Tensor | None:
+        """[S, P] numbers that depend on request, context and prototype alone."""
+        if requests.draw is None or not self.training:
+            return None
+        node = mixed(_EDGES, requests.draw[requests.node_request], *requests.node_codes.unbind(-1))
+        return uniform(mixed(0, node.unsqueeze(-1), self._numbers(node)))
+
+    def _numbers(self, like: Tensor) -> Tensor:
+        return torch.arange(len(self.encoder.prototypes), device=like.device)
+
+    def _choose(self, beta: Tensor, draw: Tensor | None = None) -> Tensor:
+        drawn = None
+        if draw is not None and self.training:
+            drawn = uniform(mixed(_CHOICES, draw.unsqueeze(-1), self._numbers(draw)))
+        z: Tensor = self.choice_gate(beta, drawn)
         if not self.fallback:
             return z
         none = ~(z.detach() > 0.5).any(1, keepdim=True)
@@ -224,7 +292,7 @@ class CofarsSelector(nn.Module):
     def warm_up_loss(self, requests: Requests, weight: Tensor, *, spread: bool) -> Losses:
         """γ·L_MSE + λ·L_IND, each request with its weight [R]; `spread`: with L_IND."""
         encoder = self.encoder
-        users = encoder.user_vectors(requests.user)
+        users = self._users(requests)
         mse = ind = (self.pair_loss(requests, users) * weight).sum()
         if spread:
             profiles = encoder.profile(users.unsqueeze(1) + encoder.prototypes)
@@ -250,13 +318,22 @@ class CofarsSelector(nn.Module):
             if not len(shares):
                 return users.new_zeros(len(users))
             first = first.clamp_max(len(shares) - 1)
-        left, right = draw_pairs(first, count, self.pairs)
+        left, right = draw_pairs(first, count, self._pair_noise(requests))
         near, far = (
             encoder.contexts(codes[side], rows[side]) + users.unsqueeze(1) for side in (left, right)
         )
         logged = encoder.divergence(shares[left], shares[right])
         loss = encoder.pair_loss(near, far, logged)
         return loss * (count > 0).to(loss.dtype)
+
+    def _pair_noise(self, requests: Requests) -> Tensor:
+        """[2, R, n] numbers that depend on the request alone."""
+        device = requests.user.device
+        if requests.draw is None:
+            return torch.rand((2, len(requests), self.pairs), device=device)
+        side = torch.arange(2, device=device).view(2, 1, 1)
+        place = torch.arange(self.pairs, device=device)
+        return uniform(mixed(_PAIRS, requests.draw.view(1, -1, 1), side, place))
 
     @torch.no_grad()
     def silence(self) -> None:

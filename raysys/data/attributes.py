@@ -1,5 +1,7 @@
 """Attribute fields of items: the values whose shares tell what is liked in a context."""
 
+from itertools import product
+
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
@@ -72,6 +74,12 @@ class Attributes(_Frozen):
         """Number of values of each field."""
         widths = tuple(feature.cardinality - FIRST for feature in self.features)
         return (int(np.prod(widths)),) if self.joint else widths
+
+    @property
+    def labels(self) -> tuple[tuple[str, ...], ...]:
+        """The values of each field in words."""
+        labels = tuple(feature.labels[FIRST:] for feature in self.features)
+        return (tuple(" × ".join(pair) for pair in product(*labels)),) if self.joint else labels
 
     def encode(self, items: pa.Table) -> npt.NDArray[np.int32]:
         """Values [2 + N, F] of an items table by item row, 0.. or −1.

@@ -63,7 +63,8 @@ class Pointers:
     """B requests before gathering: where their histories lie and what is to be ranked.
 
     start, end, ts [B] int64; context [B, F] int codes of `codec`; candidates [B, C] item rows,
-    0 where padded; clicks, orders [B, C] or None.
+    0 where padded; clicks, orders [B, C] or None; draw [B] int64, a random number of each request
+    in this epoch of training, None elsewhere.
     """
 
     start: npt.NDArray[np.int64]
@@ -74,6 +75,7 @@ class Pointers:
     candidates: npt.NDArray[np.int64]
     clicks: npt.NDArray[np.float32] | None = None
     orders: npt.NDArray[np.float32] | None = None
+    draw: npt.NDArray[np.int64] | None = None
 
 
 class Selector(Protocol):

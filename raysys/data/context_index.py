@@ -46,7 +46,8 @@ class ContextIndex:
     pair_begin[u]:pair_begin[u + 1] [U + 1], by ascending key [pairs]. Pair s has the entries
     entry_begin[s]:entry_begin[s + 1] [pairs + 1]; entry [N] = s·2³² + position.
     moves [T, 3] are the distinct steps from one event's context to the next one's: pair, pair,
-    position of the event it first led to; user u has move_begin[u]:move_begin[u + 1] [U + 1].
+    position of the event it first led to, in 32 bits where these are enough; user u has
+    move_begin[u]:move_begin[u + 1] [U + 1].
     """
 
     pair_begin: Ints
@@ -54,7 +55,7 @@ class ContextIndex:
     entry_begin: Ints
     entry: Ints
     move_begin: Ints
-    moves: Ints
+    moves: npt.NDArray[Any]
 
     @classmethod
     def build(cls, start: Ints, keys: Ints) -> "ContextIndex":
@@ -83,7 +84,7 @@ class ContextIndex:
             entry_begin=np.append(at, len(keys)).astype(np.int64),
             entry=entry,
             move_begin=np.searchsorted(user[seen], everyone),
-            moves=moves,
+            moves=_narrow(moves),
         )
 
     @property
@@ -166,7 +167,9 @@ class ContextIndex:
 
     def _before(self, low: Ints, high: Ints, end: Ints) -> Ints:
         """Where the entries low:high [S] reach the position `end` [S]: a binary search in all
-        lists at once, which touches no entry outside them."""
+        lists at once, which touches no entry outside them. No list is empty."""
+        # Most requests lie behind all of a history.
+        low = np.where(self.entry[high - 1] & _LOW < end, high, low)
         while True:
             open_ = low < high
             if not open_.any():
@@ -192,28 +195,30 @@ class ContextIndex:
         added = np.sort((np.searchsorted(pairs, fresh) << _BITS) | position)
         entry = (moved[self.entry >> _BITS] << _BITS) | (self.entry & _LOW)
         entry = np.insert(entry, np.searchsorted(entry, added), added)
-        moves = self.moves.copy()
-        moves[:, :2] = moved[moves[:, :2]]
+        moves = np.column_stack([moved[self.moves[:, :2]], self.moves[:, 2]])
         index = ContextIndex(
             pair_begin=np.searchsorted(pairs // size, np.arange(self.users + 1)),
             key=vocabulary[pairs % size],
             entry_begin=np.searchsorted(entry >> _BITS, np.arange(len(pairs) + 1)),
             entry=entry,
             move_begin=self.move_begin,
-            moves=moves,
+            moves=_narrow(moves),
         )
         return index, moved
 
     def of(self, users: Ints) -> "ContextIndex":
-        """The index of the given users only, in their order: they become 0, 1, …"""
-        pairs = self.pair_begin[users + 1] - self.pair_begin[users]
-        old = spans(self.pair_begin[users], pairs)
+        """The index of the given users only, in their order: they become 0, 1, …
+
+        A user of −1 has no events.
+        """
+        first, pairs = _part(self.pair_begin, users)
+        old = spans(first, pairs)
         lengths = self.entry_begin[old + 1] - self.entry_begin[old]
         position = self.entry[spans(self.entry_begin[old], lengths)] & _LOW
-        steps = self.move_begin[users + 1] - self.move_begin[users]
-        moves = self.moves[spans(self.move_begin[users], steps)].copy()
+        begin, steps = _part(self.move_begin, users)
+        moves = self.moves[spans(begin, steps)].copy()
         pair_begin = bounds(pairs)
-        moves[:, :2] += np.repeat(pair_begin[:-1] - self.pair_begin[users], steps)[:, None]
+        moves[:, :2] += np.repeat(pair_begin[:-1] - first, steps)[:, None]
         return ContextIndex(
             pair_begin=pair_begin,
             key=self.key[old],
@@ -222,6 +227,16 @@ class ContextIndex:
             move_begin=bounds(steps),
             moves=moves,
         )
+
+    def pairs_of(self, users: Ints) -> Ints:
+        """The pairs that `of` takes, in its order."""
+        return spans(*_part(self.pair_begin, users))
+
+    def everything(self) -> tuple[Ints, Ints, Ints]:
+        """User, key and position of all N events."""
+        owner = np.repeat(np.arange(self.users), np.diff(self.pair_begin))
+        pair = self.entry >> _BITS
+        return owner[pair], self.key[pair], self.entry & _LOW
 
     def save(self, folder: Path) -> None:
         """Write the index as Arrow IPC columns into `folder`."""
@@ -235,6 +250,19 @@ class ContextIndex:
         columns = ColumnFolder(folder)
         arrays: dict[str, Any] = {name: columns.read(name) for name in _ARRAYS}
         return cls(**arrays)
+
+
+def _part(begin: Ints, users: Ints) -> tuple[Ints, Ints]:
+    """Where the part of each user begins, and its length; nothing for a user of −1."""
+    padded = np.append(begin, begin[-1])
+    row = np.where(users < 0, len(begin) - 1, users)
+    return padded[row], padded[row + 1] - padded[row]
+
+
+def _narrow(moves: Ints) -> npt.NDArray[Any]:
+    """The same numbers in 32 bits if they fit; steps are most of an index of long histories."""
+    fits = moves.max(initial=0) <= np.iinfo(np.int32).max
+    return moves.astype(np.int32) if fits else moves
 
 
 def locate(histories: Histories, start: Ints, end: Ints) -> tuple[Ints, Ints]:

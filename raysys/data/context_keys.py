@@ -109,6 +109,17 @@ class ContextTable(BaseModel):
         """Keys [...] → code rows [..., F]."""
         return keys[..., None] // self._place % np.array(self.cardinalities, np.int64)
 
+    def words(self, keys: Ints) -> list[dict[str, str]]:
+        """What contexts [n] are: feature → value, in words."""
+        labels = [feature.labels for feature in self.codec.features]
+        return [
+            {
+                name: words[code]
+                for name, words, code in zip(self.codec.names, labels, row, strict=True)
+            }
+            for row in self.codes(keys).tolist()
+        ]
+
     def rows(self, keys: Ints) -> Ints:
         """Keys [...] → rows [...] of the table, 0 for a combination not met in training."""
         known = self.known_keys

@@ -6,6 +6,7 @@ numeric feature, the buckets between its edges).
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Literal
 
 import numpy as np
@@ -38,6 +39,12 @@ class ContextFeature(BaseModel):
         """Number of codes, missing and out-of-vocabulary included."""
         return FIRST + (len(self.values) if self.kind == "categorical" else len(self.edges) + 1)
 
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """What each code stands for, in words; buckets by their ends."""
+        known = self.values if self.kind == "categorical" else bands(self.edges)
+        return ("(missing)", "(unseen)", *known)
+
     def encode(self, column: pa.Array) -> Int32Array:
         """Codes [N] of a string or float column with N rows."""
         if self.kind == "numeric":
@@ -50,6 +57,18 @@ class ContextFeature(BaseModel):
         return np.where(column.is_null().to_numpy(zero_copy_only=False), MISSING, codes).astype(
             np.int32
         )
+
+
+def bands(edges: Sequence[float]) -> tuple[str, ...]:
+    """Names of the buckets between ascending edges; with the digits that tell these apart."""
+    if not edges:
+        return ("any",)
+    shown = [f"{edge:.17g}" for edge in edges]
+    for digits in range(3, 17):
+        if len({f"{edge:.{digits}g}" for edge in edges}) == len(edges):
+            shown = [f"{edge:.{digits}g}" for edge in edges]
+            break
+    return (f"< {shown[0]}", *(f"{a} – {b}" for a, b in pairwise(shown)), f"≥ {shown[-1]}")
 
 
 class ContextCodec(BaseModel):

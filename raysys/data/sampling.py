@@ -5,6 +5,7 @@ resumed run reads exactly what the undisturbed one would have read, without repl
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Generic, Literal, TypeVar
 
 import numpy as np
@@ -115,20 +116,26 @@ class ImpressionLoader(Generic[Batch]):
         picked = order[1][step * self.batch_size : (step + 1) * self.batch_size]
         if len(picked[part::parts]) == 0:
             return None
+        # Drawn for the global batch, so equal for any parts.
+        generator = self._generator(2, epoch, step)
+        draw = generator.integers(2**63, size=len(picked))[part::parts]
         if self.sampled:
             pointers = self._sampled(picked, epoch, step, slice(part, None, parts))
         else:
             mine = self._unit[picked[part::parts]]
             pointers = pointers_of(self.data.impressions, mine, self.data.codec)
-        return self.collator(pointers)
+        return self.collator(replace(pointers, draw=draw))
+
+    def _generator(self, purpose: int, epoch: int, step: int) -> np.random.Generator:
+        counter = [0, 0, epoch, step]
+        return np.random.Generator(np.random.Philox(key=[self.seed, purpose], counter=counter))
 
     def _sampled(
         self, picked: npt.NDArray[np.int64], epoch: int, step: int, part: slice
     ) -> Pointers:
         """Clicks with sampled negatives; drawn for the global batch, so equal for any parts."""
         rows = self.data.impressions
-        counter = [0, 0, epoch, step]
-        generator = np.random.Generator(np.random.Philox(key=[self.seed, 1], counter=counter))
+        generator = self._generator(1, epoch, step)
         size = int(np.diff(rows.offsets).max())
         keys = generator.random((len(picked), size))[part]
         mine = picked[part]

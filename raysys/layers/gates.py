@@ -16,7 +16,7 @@ class Gate(nn.Module):
     The difference of two Gumbel variables is logistic, so that the two-class Gumbel-softmax
     (Jang et al. 2017, eq. 2) is σ((logit + logistic noise)/τ). In training the forward value is
     hard and the gradient is that of the soft value (straight-through). In eval mode there is no
-    noise: on iff the logit is positive. Noise comes from torch's global generator.
+    noise: on iff the logit is positive.
 
     Args:
         temperature: τ.
@@ -44,6 +44,11 @@ class Gate(nn.Module):
             return value
         return self.log_scale.exp() * (value - self.threshold)
 
+    @property
+    def theta(self) -> float:
+        """θ: without noise the gate is on above it."""
+        return 0.5 if self.threshold is None else float(torch.sigmoid(self.threshold))
+
     def on(self, beta: Tensor) -> Tensor:
         """Whether the gate is on without noise; any shape → bool of the same shape."""
         return self.logits(beta) > 0
@@ -59,12 +64,16 @@ class Gate(nn.Module):
             rank = round(percentile / 100 * (beta.numel() - 1)) + 1
             self.threshold.copy_(logit(beta.flatten().kthvalue(rank).values))
 
-    def forward(self, beta: Tensor) -> Tensor:
-        """β of any shape → z of the same shape."""
+    def forward(self, beta: Tensor, drawn: Tensor | None = None) -> Tensor:
+        """β of any shape → z of the same shape.
+
+        drawn: uniform numbers for the noise, of this shape; by default those of torch's global
+        generator.
+        """
         value = self.logits(beta)
         if self.training:
             # Away from 0 and 1, where the logarithms end.
-            value = value + logit(torch.rand_like(value))
+            value = value + logit(torch.rand_like(value) if drawn is None else drawn)
         gentle = torch.sigmoid(value / self.temperature)
         if self.soft:
             return gentle

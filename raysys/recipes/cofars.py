@@ -18,19 +18,31 @@ from raysys.artifacts.ranker import Ranker
 from raysys.cofars.batch import SelectorBatch, SelectorCollator, UserPreferences
 from raysys.cofars.build import build_selector
 from raysys.cofars.config import CofarsConfig
-from raysys.cofars.fit import CofarsFit, TrainingLog, fit_contexts, hash_users
-from raysys.cofars.ranker import CofarsDIN, CofarsDINConfig
+from raysys.cofars.fit import (
+    CofarsFit,
+    TrainingLog,
+    check_fields,
+    fit_contexts,
+    hash_users,
+)
+from raysys.cofars.lists import Lists
+from raysys.cofars.pictures import pictures
+from raysys.cofars.ranker import LISTS, CofarsDIN, CofarsDINConfig
 from raysys.cofars.requests import RequestReader
 from raysys.cofars.selector import CofarsSelector
+from raysys.cofars.stored import made_of, write_lists
 from raysys.ctr.din import DINConfig
 from raysys.data.attribute_counts import event_keys
 from raysys.data.catalogue import Catalogue
 from raysys.data.context_index import ContextIndex
 from raysys.data.features import FeatureSpace
+from raysys.data.features import fit_contexts as context_features
+from raysys.data.histories import Histories
 from raysys.data.prepared import Prepared
 from raysys.data.sampling import ImpressionLoader, pointers_of
 from raysys.recipes import ranker
 from raysys.recipes.ranker import GroupedTask, Positive, RankerRecipe
+from raysys.tracking.figures import write_figure
 from raysys.training import EarlyStopping, Outcome, Reporter, Session, TrainConfig, World, fit
 from raysys.training.rng import seed_everything
 
@@ -152,6 +164,14 @@ class WarmUpTask:
         return losses.total, losses.weight
 
 
+def ready(config: CofarsRecipe) -> Prepared:
+    """See `raysys.recipes.ranker.ready`."""
+    data = ranker.ready(config)
+    codec = context_features(data, config.features.contexts)
+    check_fields(data, config.cofars, codec)
+    return data
+
+
 def run(
     config: CofarsRecipe,
     out: Path,
@@ -199,11 +219,23 @@ def _with_selector(
     model.bind(catalogue)
     world = World.current(config.train.device)
     indexes = session.run_dir / "indexes"
-    if world.leads and not model.has_lists(indexes, data.histories):
-        model.save_lists(indexes, data.histories)
+    if world.leads and not made_of(indexes / LISTS, model.selector_id(), data.histories):
+        lists = model.lists(data.histories, nightly=True)
+        write_lists(indexes / LISTS, lists, data.histories)
+    if world.leads:
+        _draw(session.run_dir, model, data.histories)
     world.share(None)  # Nobody opens the lists before they are there.
     model.open_indexes(indexes)
     return model, settled
+
+
+def _draw(run_dir: Path, model: CofarsDIN, histories: Histories) -> None:
+    """Write the figures of the selector for the report."""
+    lists = Lists.load(run_dir / "indexes" / LISTS, model.selector_id())
+    users = model.user_rows(histories)
+    drawn = pictures(model.chooser, model.table, model.attributes, lists, users)
+    for name, figure in drawn.items():
+        write_figure(run_dir, name, figure)
 
 
 def fit_selector(

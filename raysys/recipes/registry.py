@@ -11,6 +11,7 @@ from raysys.ctr.dcnv2 import DCNv2, DCNv2Config
 from raysys.ctr.din import DIN, DINConfig
 from raysys.ctr.finalmlp import FinalMLP, FinalMLPConfig
 from raysys.data.features import FeatureConfig
+from raysys.data.prepared import Prepared
 from raysys.errors import ConfigError
 from raysys.news.nrms import NRMS, NRMSConfig
 from raysys.recipes import cofars, ranker
@@ -77,6 +78,7 @@ MODELS: dict[str, type[Ranker]] = {
 }
 # Programs of recipes that are trained in more than one stage.
 _PROGRAMS: dict[str, Callable[..., Outcome]] = {"ctr/cofars": cofars.run}
+_CHECKS: dict[str, Callable[[Any], Prepared]] = {"ctr/cofars": cofars.ready}
 
 
 def recipe_of(name: str) -> type[RankerRecipe]:
@@ -90,6 +92,11 @@ def recipe_of(name: str) -> type[RankerRecipe]:
         hint = f"did you mean {near[0]}? " if near else ""
         raise ConfigError(f"no recipe is called {name!r}; {hint}There are {', '.join(RECIPES)}")
     return RECIPES[name]
+
+
+def ready(config: RankerRecipe) -> Prepared:
+    """Check data and options together; see `raysys.recipes.ranker.ready`."""
+    return _CHECKS.get(config.recipe, ranker.ready)(config)
 
 
 def run(config: RankerRecipe, out: Path, **options: Any) -> Outcome:

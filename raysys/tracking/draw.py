@@ -41,6 +41,8 @@ _STYLE: dict[Any, Any] = {
     "xtick.color": INK,
     "ytick.color": INK,
 }
+_TICK = 40  # letters of a name beside a map
+_MARGIN = 0.12  # around a graph, of its width and height
 _HEAT_CELLS = 400  # up to here every cell has its number written in it
 
 
@@ -138,17 +140,19 @@ def heatmap(figure: HeatmapFigure) -> str:
     both = low < 0 < high
     limit = max(-low, high)
     with matplotlib.rc_context({**_STYLE, "axes.grid": False}):
-        size = (2.2 + 0.42 * len(figure.x), 1.2 + 0.3 * len(figure.y))
-        canvas, axes = _canvas(min(size[0], 11), min(size[1], 11))
+        names = 0.055 * min(_TICK, max(map(len, (*figure.x, *figure.y))))
+        cell = 0.42 if values.size <= _HEAT_CELLS else 0.2
+        size = (1 + names + cell * len(figure.x), 0.6 + names + 0.2 * len(figure.y))
+        canvas, axes = _canvas(min(size[0], 12), min(size[1], 12))
         image = axes.imshow(
             values,
             aspect="auto",
-            cmap="RdBu_r" if both else "Blues",
+            cmap="RdBu_r" if both else "viridis",
             vmin=-limit if both else low,
             vmax=limit if both else high,
         )
-        axes.set_xticks(range(len(figure.x)), [_short(name) for name in figure.x])
-        axes.set_yticks(range(len(figure.y)), [_short(name) for name in figure.y])
+        axes.set_xticks(range(len(figure.x)), [_short(name, _TICK) for name in figure.x])
+        axes.set_yticks(range(len(figure.y)), [_short(name, _TICK) for name in figure.y])
         axes.tick_params(axis="x", labelrotation=60)
         for label in axes.get_xticklabels():
             label.set(horizontalalignment="right", rotation_mode="anchor")
@@ -156,11 +160,12 @@ def heatmap(figure: HeatmapFigure) -> str:
         if values.size <= _HEAT_CELLS:
             for (row, column), value in np.ndenumerate(values):
                 if np.isfinite(value):
-                    shade = abs(value) / limit if both else (value - low) / max(high - low, 1e-12)
-                    colour = "white" if shade > 0.6 else INK
+                    red, green, blue, _ = image.to_rgba(value)
+                    bright = 0.3 * red + 0.59 * green + 0.11 * blue
+                    colour = "white" if bright < 0.5 else INK
                     axes.text(column, row, f"{value:.2g}", ha="center", va="center", size=7,
                               color=colour)  # fmt: skip
-        canvas.colorbar(image, ax=axes, fraction=0.05)
+        canvas.colorbar(image, ax=axes, fraction=0.05, label=figure.value_label)
         return _uri(canvas)
 
 
@@ -171,17 +176,20 @@ def graph(figure: GraphFigure) -> str:
     weights = np.array([edge.weight for edge in figure.edges])
     at = spring_layout(len(figure.nodes), ends, weights)
     groups = sorted({node.group for node in figure.nodes})
-    colour_of = dict(zip(groups, _cycle(len(groups)), strict=True))
+    lines = sorted({edge.group for edge in figure.edges} - {""})
+    colours = _cycle(len(groups) + len(lines))
+    colour_of = dict(zip(groups, colours, strict=False))
+    line_of = {"": MUTED} | dict(zip(lines, colours[len(groups) :], strict=True))
     heaviest = max((node.weight for node in figure.nodes), default=1.0) or 1.0
     with matplotlib.rc_context({**_STYLE, "axes.grid": False}):
-        canvas, axes = _canvas(7, 5)
-        for (source, target), weight in zip(ends, weights, strict=True):
+        canvas, axes = _canvas(*((7, 5) if len(figure.nodes) <= 12 else (11, 8)))
+        for (source, target), edge in zip(ends, figure.edges, strict=True):
             axes.annotate(
                 "", xy=at[target], xytext=at[source],
                 arrowprops={
                     "arrowstyle": "-|>" if figure.directed else "-",
-                    "color": MUTED,
-                    "lw": 0.4 + 2.2 * weight / max(weights.max(), 1e-12),
+                    "color": line_of[edge.group],
+                    "lw": 0.4 + 2.2 * edge.weight / max(weights.max(), 1e-12),
                     "shrinkA": 6, "shrinkB": 6, "alpha": 0.7,
                 },
             )  # fmt: skip
@@ -190,14 +198,44 @@ def graph(figure: GraphFigure) -> str:
             sizes = [30 + 170 * figure.nodes[row].weight / heaviest for row in mine]
             axes.scatter(at[mine, 0], at[mine, 1], sizes, color=colour_of[group], zorder=3,
                          label=group or None, edgecolors="white", linewidths=0.6)  # fmt: skip
-        for node, spot in zip(figure.nodes, at, strict=True):
-            axes.annotate(_short(node.label or node.id), spot, (0, 7), zorder=4, size=7,
-                          textcoords="offset points", ha="center")  # fmt: skip
-        if groups != [""]:
+        names = [_short(node.label or node.id, _TICK) for node in figure.nodes]
+        points = 72 / (1 + 2 * _MARGIN) * canvas.get_size_inches()
+        spread = np.maximum(np.ptp(at, axis=0), 1e-9)
+        for name, spot, shift in zip(
+            names, at, label_shifts(at / spread * points, [len(n) for n in names]), strict=True
+        ):
+            axes.annotate(name, spot, (0, shift), zorder=4, size=7, ha="center", va="center",
+                          textcoords="offset points",
+                          bbox={"fc": "white", "ec": "none", "alpha": 0.7, "pad": 0.4})  # fmt: skip
+        for group in lines:
+            axes.plot([], [], color=line_of[group], label=group)
+        if groups != [""] or lines:
             axes.legend(fontsize=8)
         axes.set_axis_off()
-        axes.margins(0.12)
+        axes.margins(_MARGIN)
         return _uri(canvas)
+
+
+def label_shifts(spots: Floats, letters: Sequence[int]) -> list[float]:
+    """How far above its spot each label goes so that none lies on another, in points.
+
+    spots [N, 2] in points; letters [N] of the labels. The first free place counts, above before
+    below; where none is free it is the first.
+    """
+    width, height = 3.9, 9.0  # of a letter of size 7
+    taken = np.zeros((0, 3))  # x, y and half the width of the labels so far
+    shifts = []
+    for (x, y), count in zip(spots.tolist(), letters, strict=True):
+        half = width * count / 2
+        chosen = 11.0
+        for shift in (11.0, -11.0, 20.0, -20.0, 29.0, -29.0):
+            beside = np.abs(taken[:, 0] - x) < taken[:, 2] + half
+            if not (beside & (np.abs(taken[:, 1] - y - shift) < height)).any():
+                chosen = shift
+                break
+        shifts.append(chosen)
+        taken = np.vstack([taken, [x, y + chosen, half]])
+    return shifts
 
 
 def spring_layout(nodes: int, edges: npt.NDArray[np.int64], weights: Floats) -> Floats:

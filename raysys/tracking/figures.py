@@ -77,7 +77,8 @@ class LineFigure(_Figure):
 
 
 class HeatmapFigure(_Figure):
-    """values: [len(y)][len(x)], None where there is no value; x, y: names of columns and rows."""
+    """values: [len(y)][len(x)], None where there is no value; x, y: names of columns and rows;
+    value_label: what the values are."""
 
     kind: Literal["heatmap"] = "heatmap"
     x: tuple[str, ...] = Field(min_length=1)
@@ -85,6 +86,7 @@ class HeatmapFigure(_Figure):
     values: tuple[tuple[float | None, ...], ...]
     x_label: str = ""
     y_label: str = ""
+    value_label: str = ""
 
     @model_validator(mode="after")
     def _rectangular(self) -> Self:
@@ -106,13 +108,14 @@ class Node(BaseModel):
 
 
 class Edge(BaseModel):
-    """source, target: node ids; weight (≥ 0) gives the width."""
+    """source, target: node ids; weight (≥ 0) gives the width, group the colour."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     source: str
     target: str
     weight: float = Field(default=1.0, ge=0)
+    group: str = ""
 
 
 class GraphFigure(_Figure):

@@ -42,10 +42,14 @@ class RayTrainReporter:
     """Reports to Ray Train at most every `min_seconds`: each report waits for a Ray poll."""
 
     def __init__(self, files: RunFiles, min_seconds: float = 2.0) -> None:
-        self._stop_file = files.stop
+        self._files = files
         self._min_seconds = min_seconds
         self._reported = float("-inf")
         self._looked = float("-inf")
+
+    def stage(self, name: str) -> "RayTrainReporter":
+        """One of its own: the clock of a stage begins anew."""
+        return RayTrainReporter(self._files, self._min_seconds)
 
     def step(self, record: Record) -> None:
         """Nothing: the driver reads metrics.jsonl."""
@@ -61,7 +65,7 @@ class RayTrainReporter:
         if now - self._looked < 0.5:
             return False
         self._looked = now
-        return self._stop_file.exists()
+        return self._files.stop.exists()
 
     def preempted(self) -> bool:
         return ray.train.get_preemption_info() is not None

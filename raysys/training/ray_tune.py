@@ -10,7 +10,7 @@ from typing import Any
 
 from ray import tune
 
-from raysys.training.reporter import Record
+from raysys.training.reporter import Record, Reporter
 
 
 class RayTuneReporter:
@@ -20,6 +20,10 @@ class RayTuneReporter:
         self._stop_file = stop
         self._shape = shape
         self._looked = float("-inf")
+
+    def stage(self, name: str) -> "Reporter":
+        """Tune hears nothing of a stage before the last: its epochs are no results."""
+        return _Silent(self)
 
     def step(self, record: Record) -> None:
         """Nothing: Tune decides on epochs."""
@@ -36,3 +40,25 @@ class RayTuneReporter:
 
     def preempted(self) -> bool:
         return False
+
+
+class _Silent:
+    """Tells nothing; asked to stop whenever the reporter of the whole run is."""
+
+    def __init__(self, whole: RayTuneReporter) -> None:
+        self._whole = whole
+
+    def stage(self, name: str) -> Reporter:
+        return self
+
+    def step(self, record: Record) -> None:
+        """Nothing."""
+
+    def epoch(self, record: Record, checkpoint: Path) -> None:
+        """Nothing."""
+
+    def stop_requested(self) -> bool:
+        return self._whole.stop_requested()
+
+    def preempted(self) -> bool:
+        return self._whole.preempted()

@@ -21,6 +21,10 @@ class InterruptedRunError(RaysysError):
 class Reporter(Protocol):
     """The loop's only window to the outside. Implementations: this file, ray_train, ray_tune."""
 
+    def stage(self, name: str) -> "Reporter":
+        """The reporter of a stage of the run, which counts steps and epochs of its own."""
+        ...
+
     def step(self, record: Record) -> None:
         """Rank 0 only, at each logged step."""
         ...
@@ -71,6 +75,9 @@ class InProcessReporter:
         self._restore_handlers()
         if self._line:
             self._line.close()
+
+    def stage(self, name: str) -> "InProcessReporter":
+        return self
 
     def step(self, record: Record) -> None:
         if self._line:

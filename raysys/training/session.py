@@ -23,4 +23,5 @@ class Session:
         """A part of this run with a log and checkpoints of its own, in a folder beside its own."""
         store = self.checkpoints.below(name)
         store.root.mkdir(parents=True, exist_ok=True)
-        return replace(self, run_dir=store.root, checkpoints=store)
+        reporter = self.reporter.stage(name)
+        return replace(self, run_dir=store.root, checkpoints=store, reporter=reporter)

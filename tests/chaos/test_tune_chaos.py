@@ -1,5 +1,6 @@
 """Drivers and trials of a sweep die: the same trials end with the same results."""
 
+import json
 import os
 import signal
 import subprocess
@@ -21,14 +22,16 @@ pytestmark = [pytest.mark.chaos, pytest.mark.slow]
 SCRIPT = """
 import sys
 from pathlib import Path
-from tune_toy import options
+from tune_toy import cofars_options, options
 from raysys.dist import ensure_ray
 from raysys.errors import RaysysError
 from tune_spaces.runner.sweep import tune
 if __name__ == "__main__":
     ensure_ray(num_cpus=2)
     world, out, resume = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3] == "resume"
-    given = options(world, samples=5, **{"train.epochs": 8})
+    toy = {"toy": lambda: options(world, samples=5, **{"train.epochs": 8}),
+           "cofars": lambda: cofars_options(world)}
+    given = toy[sys.argv[4]]()
     try:
         tune(given, out, resume=resume, again="THE COMMAND --resume")
     except RaysysError as error:
@@ -49,9 +52,9 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_world(tmp_path_factory.mktemp("tune") / "world")
 
 
-def start(world: Path, out: Path, how: str = "begin") -> subprocess.Popen[str]:
+def start(world: Path, out: Path, how: str = "begin", which: str = "toy") -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-c", SCRIPT, str(world), str(out), how],
+        [sys.executable, "-c", SCRIPT, str(world), str(out), how, which],
         stderr=subprocess.PIPE,
         text=True,
         env=dict(os.environ),
@@ -143,3 +146,32 @@ def test_a_killed_trial_goes_on_by_itself(world: Path, calm: Path, tmp_path: Pat
     trials[0].kill()
     finish(driver)
     check_equal(out, calm)
+
+
+def test_a_killed_driver_of_trials_in_several_stages(world: Path, tmp_path: Path) -> None:
+    """Killed in the selector of the first trial, and again in the curve of the best one."""
+    calm, out = tmp_path / "calm", tmp_path / "sweep"
+    finish(start(world, calm, which="cofars"))
+    wanted = [f"p{name}" for name in ("000", "001", "002-g0", "002-g1")]
+    assert [row["trial"] for row in rows(calm)] == wanted
+
+    driver = start(world, out, which="cofars")
+    stage = out / "trials" / "p000" / "checkpoints" / "warm-up"
+    while not list(stage.glob("step-*")):
+        assert driver.poll() is None, driver.stderr and driver.stderr.read()
+        time.sleep(0.02)
+    driver.send_signal(signal.SIGKILL)
+    driver.communicate()
+    driver = start(world, out, "resume", "cofars")
+    wait_for(driver, out, '"trial": "p002-g0", "epoch": 1')
+    driver.send_signal(signal.SIGKILL)
+    driver.communicate()
+    finish(start(world, out, "resume", "cofars"))
+    check_equal(out, calm)
+    ledgers = [(folder / "ledger.jsonl").read_text().splitlines() for folder in (calm, out)]
+    told = [[json.loads(line) for line in lines] for lines in ledgers]
+    # Only the ranker's epochs, each once.
+    for events in told:
+        epochs = [(e["trial"], e["epoch"]) for e in events if e["kind"] == "report"]
+        assert epochs == [(name, epoch) for name in wanted for epoch in (1, 2)]
+    assert (out / "report" / "curve.png").is_file()

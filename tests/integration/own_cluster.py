@@ -1,5 +1,6 @@
 """A Ray cluster of its own for a test: token authentication, loopback, free ports, own folder."""
 
+import json
 import os
 import secrets
 import shutil
@@ -13,9 +14,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
 import requests
+import yaml
 
 BIN = Path(sys.executable).parent
 RAYSYS = [sys.executable, "-c", "from raysys.cli.main import run; run()"]
@@ -109,6 +112,32 @@ def ray_cluster(cpus: int = 2) -> Iterator[Cluster]:
     finally:
         _end(cluster, head)
         shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def served(cluster: Cluster, folder: Path, config: dict[str, Any]) -> Iterator[str]:
+    """`raysys serve` in a process of its own, ended by SIGTERM."""
+    path = folder / "serve.yaml"
+    path.write_text(yaml.safe_dump({**config, "http": {"port": free_port()} | config["http"]}))
+    with (folder / "serve.log").open("w") as log:
+        process = subprocess.Popen(
+            [*RAYSYS, "serve", str(path), "--json"],
+            env=cluster.env,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            text=True,
+        )
+    try:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        assert line, (folder / "serve.log").read_text()[-3000:]
+        yield json.loads(line)["url"]
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 0, (folder / "serve.log").read_text()[-3000:]
+    finally:
+        if process.poll() is None:
+            process.kill()
+            process.wait()
 
 
 def _wait(cluster: Cluster, head: subprocess.Popen[bytes], token: str) -> None:

@@ -4,13 +4,11 @@ import json
 import os
 import signal
 import socket
-import subprocess
 import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +19,7 @@ import pytest
 import requests
 import serve_fixtures as fixtures
 import yaml
-from own_cluster import RAYSYS, Cluster, free_port, ray_cluster
+from own_cluster import Cluster, free_port, ray_cluster, served
 
 from raysys.artifacts.predictor import Predictor
 from raysys.data.mapping import LocalMapper
@@ -41,32 +39,6 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def cluster() -> Iterator[Cluster]:
     with ray_cluster(cpus=4) as started:
         yield started
-
-
-@contextmanager
-def served(cluster: Cluster, folder: Path, config: dict[str, Any]) -> Iterator[str]:
-    """`raysys serve` in a process of its own, ended by SIGTERM."""
-    path = folder / "serve.yaml"
-    path.write_text(yaml.safe_dump({**config, "http": {"port": free_port()} | config["http"]}))
-    with (folder / "serve.log").open("w") as log:
-        process = subprocess.Popen(
-            [*RAYSYS, "serve", str(path), "--json"],
-            env=cluster.env,
-            stdout=subprocess.PIPE,
-            stderr=log,
-            text=True,
-        )
-    try:
-        assert process.stdout is not None
-        line = process.stdout.readline()
-        assert line, (folder / "serve.log").read_text()[-3000:]
-        yield json.loads(line)["url"]
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(60) == 0, (folder / "serve.log").read_text()[-3000:]
-    finally:
-        if process.poll() is None:
-            process.kill()
-            process.wait()
 
 
 @pytest.fixture(scope="module")

@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from cofars_runs import TINY, inline, small_world, tiny, valid_requests
 from safetensors.torch import load_file
 
 from raysys.artifacts.predictor import Predictor
@@ -17,10 +18,8 @@ from raysys.cofars.fit import hash_users, training_stop
 from raysys.cofars.ranker import CofarsDIN
 from raysys.data.dataset import Dataset
 from raysys.data.histories import Histories
-from raysys.data.mapping import LocalMapper
 from raysys.data.prepared import prepare
-from raysys.data.requests import HistoryEvent, Request, Requests
-from raysys.data.world import WorldConfig, make_world
+from raysys.data.requests import Request, Requests
 from raysys.errors import ArtifactError, ConfigError
 from raysys.options import resolve
 from raysys.recipes import cofars
@@ -31,27 +30,12 @@ from raysys.training import CheckpointStore, InterruptedRunError, Session
 from raysys.training.reporter import InProcessReporter
 from raysys.training.rng import seed_everything
 
-YAML = Path(__file__).parents[2] / "raysys" / "configs" / "ctr" / "cofars-small.yaml"
-TINY = [
-    "model.embedding_dim=4", "model.attention_hidden=[8]", "model.hidden=[16]", "batch_size=16",
-    "train.epochs=1", "train.early_stopping=null", "cofars.lists.events=12",
-    "cofars.encoder.dim=8", "cofars.encoder.hidden=[16]", "cofars.encoder.prototypes=4",
-    "cofars.preferences.support=5", "selector.batch_size=16", "selector.warm_up.epochs=1",
-]  # fmt: skip
-FULL = [*TINY, "selector.train.epochs=2", "selector.train.early_stopping.metric=gauc"]
-
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("cofars") / "world"
-    make_world(WorldConfig(kind="food", users=60, days=20, seed=3), out, LocalMapper())
+    small_world(out)
     return out
-
-
-def tiny(world: Path, *over: str) -> CofarsRecipe:
-    config = resolve(recipe_of("ctr/cofars"), YAML, [*FULL, *over], {"data": str(world)})
-    assert isinstance(config, CofarsRecipe)
-    return config
 
 
 @pytest.fixture(scope="module")
@@ -105,19 +89,16 @@ def test_stopped_in_any_stage_it_ends_with_the_same_bytes(world: Path, tmp_path:
     assert (broken / "checkpoints" / "selector" / "metrics.jsonl").read_bytes() == kept
 
 
-def valid_requests(world: Path, count: int = 30) -> list[Request]:
-    rows = Dataset(world).table("impressions").to_pylist()
-    rows = [row for row in rows if row["split"] == "valid"][:count]
-    return [
-        Request(
-            request_id=row["impression_id"],
-            user_id=row["user_id"],
-            ts=row["ts"],
-            context=row["context"],
-            candidates=tuple(row["candidates"]),
-        )
-        for row in rows
-    ]
+def test_micro_batches_change_no_weight(world: Path, tmp_path: Path) -> None:
+    """Noise and pairs belong to requests, so that all stages see them however a batch is cut."""
+    # Behind a softmax the last bias has no gradient, and Adam makes steps of its rounding.
+    plain = "model.attention_softmax=false"
+    learned(tiny(world, plain), tmp_path / "whole")
+    parts = ("selector.warm_up", "selector.train", "train")
+    learned(tiny(world, plain, *(f"{part}.accumulation=3" for part in parts)), tmp_path / "cut")
+    one, other = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "cut"))
+    for name, values in one.items():
+        torch.testing.assert_close(other[name], values, rtol=0, atol=1e-5)
 
 
 def scores(predictor: Predictor, requests: list[Request]) -> np.ndarray:
@@ -159,28 +140,6 @@ def test_a_run_scores_without_its_data_set_as_evaluation_does(
         *(table[column].to_pylist() for column in ("request_id", "item_id", "score")), strict=True
     ):
         assert score == pytest.approx(by_evaluation[name, item], abs=1e-6)
-
-
-def inline(world: Path, requests: list[Request], limit: int | None = None) -> list[Request]:
-    """The same requests, with their users' events sent along."""
-    dataset = Dataset(world)
-    kept = set(dataset.manifest.history_behaviours)
-    events: dict[str, list[HistoryEvent]] = {}
-    for row in dataset.table("events").to_pylist():
-        if row["behaviour"] in kept:
-            event = HistoryEvent(
-                item_id=row["item_id"],
-                ts=row["ts"],
-                behaviour=row["behaviour"],
-                context=row["context"],
-            )
-            events.setdefault(row["user_id"], []).append(event)
-    out = []
-    for request in requests:
-        past = [e for e in events.get(request.user_id, []) if e.ts < request.ts]
-        sent = tuple(past if limit is None else past[len(past) - min(limit, len(past)) :])
-        out.append(request.model_copy(update={"history": sent}))
-    return out
 
 
 def test_a_history_sent_along_counts_like_the_stored_one(world: Path, trained: Path) -> None:

@@ -110,7 +110,8 @@ def test_pairs_are_compared_with_the_logs_as_their_user_sees_them(data: Planted)
         got = selector.pair_loss(requests, users)
         torch.manual_seed(2)
         every = torch.full((2,), len(selector.seen_rows))
-        left, right = draw_pairs(torch.zeros(2, dtype=torch.int64), every, 400)
+        drawn = torch.rand(2, 2, 400)
+        left, right = draw_pairs(torch.zeros(2, dtype=torch.int64), every, drawn)
         base = encoder.contexts(selector.seen_codes, selector.seen_rows)
         logged = encoder.divergence.pairwise(selector.seen_shares, selector.seen_shares)
         for request in range(2):
@@ -152,11 +153,47 @@ def test_drawn_pairs_stay_in_their_part(seed: int) -> None:
     torch.manual_seed(seed)
     count = torch.tensor([3, 0, 1, 5])
     first = torch.tensor([0, 3, 3, 4])
-    left, right = draw_pairs(first, count, 50)
+    left, right = draw_pairs(first, count, torch.rand(2, 4, 50))
     for row, (low, size) in enumerate(zip(first.tolist(), count.tolist(), strict=True)):
         for side in (left, right):
             assert set(side[row].tolist()) == set(range(low, low + max(size, 1)))
     assert not torch.equal(left, right)
+
+
+@pytest.mark.parametrize("loss", ["full", "warm-up"])
+def test_the_noise_of_a_request_is_its_own(loss: str) -> None:
+    """Cut into parts, in another order, a batch has the same gradient: noise included."""
+    data = Planted.of(histories([30, 20, 40, 9], seed=2))
+    selector = data.selector(user_dropout=0.5).train()
+    pointers = data.pointers([0, 1, 2, 3, 2], [12, 20, 33, 9, 7])
+    draw = np.array([5, 2**62, 77, 5, 1234], np.int64)
+
+    def gradient(parts: list[list[int]], draw: np.ndarray = draw) -> torch.Tensor:
+        selector.zero_grad()
+        for rows in parts:
+            cut = {
+                name: values[rows]
+                for name, values in vars(pointers).items()
+                if isinstance(values, np.ndarray)
+            }
+            requests = data.reader(dataclasses.replace(pointers, **cut, draw=draw[rows]))
+            candidates = torch.from_numpy(pointers.candidates[rows])
+            mask = torch.ones_like(candidates, dtype=torch.bool)
+            weight = torch.full((len(rows),), 4.0)
+            if loss == "full":
+                labels = torch.from_numpy(pointers.clicks[rows])
+                losses = selector.loss(requests, candidates, labels, mask)
+            else:
+                losses = selector.warm_up_loss(requests, weight, spread=True)
+            losses.total.backward()
+        grads = [p.grad for p in selector.parameters() if p.grad is not None]
+        return torch.cat([g.flatten() for g in grads])
+
+    whole = gradient([[0, 1, 2, 3, 4]])
+    assert whole.abs().max() > 1e-6
+    for parts in ([[0, 2, 4], [1, 3]], [[4, 3, 2, 1, 0]], [[1], [0], [3], [4], [2]]):
+        torch.testing.assert_close(gradient(parts), whole, rtol=1e-4, atol=1e-7)
+    assert not torch.allclose(gradient([[0, 1, 2, 3, 4]], draw + 1), whole, rtol=1e-2, atol=0)
 
 
 def test_options_reach_the_modules() -> None:

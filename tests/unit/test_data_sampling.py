@@ -8,7 +8,7 @@ import pytest
 import torch
 from data_fixtures import ITEMS, Log, log
 
-from raysys.data.batch import Batch, Collator, pad_rows
+from raysys.data.batch import Batch, Collator, Pointers, pad_rows
 from raysys.data.dataset import Dataset
 from raysys.data.features import FeatureConfig, fit_features
 from raysys.data.prepared import Prepared, prepare
@@ -78,6 +78,28 @@ def test_parts_are_disjoint_and_cover_the_global_batch(
         assert sum(map(len, split)) == len(whole)
         for part in range(parts):
             assert split[part] == whole[part::parts]
+
+
+@modes
+def test_the_number_of_a_request_is_the_same_in_any_part(tmp_path: Path, mode: Mode) -> None:
+    """And another one for each request, step, epoch and seed."""
+    data = opened(log(3, impressions=30), tmp_path / "data")
+    seen = []
+    for seed in (0, 1):
+        source: ImpressionLoader[Pointers] = ImpressionLoader(
+            data, lambda pointers: pointers, batch_size=5, seed=seed, candidates=mode
+        )
+        for number in (0, 1):
+            for step in range(source.steps_per_epoch):
+                whole = source.batch(number, step)
+                assert whole is not None
+                assert whole.draw is not None
+                for part in range(3):
+                    split = source.batch(number, step, part, 3)
+                    wanted = whole.draw[part::3].tolist()
+                    assert ([] if split is None else split.draw.tolist()) == wanted
+                seen += whole.draw.tolist()
+    assert len(set(seen)) == len(seen) > 40
 
 
 @modes

@@ -278,14 +278,24 @@ def when(day: int, minute: int = 0) -> pd.Timestamp:
     return pd.Timestamp(2023, 5, day, 12, minute)
 
 
-def write_ebnerd(folder: Path, *, articles: bool = True, clicked: int = 12) -> Path:
+def write_ebnerd(
+    folder: Path,
+    *,
+    articles: bool = True,
+    clicked: int = 12,
+    future: float = 99.0,
+    read: dict[int, float | None] | None = None,
+    both: tuple[int, ...] = (),
+) -> Path:
     def shown(number: int, user: int, day: int, click: int) -> dict[str, Any]:
         return {
             "impression_id": number, "user_id": user, "impression_time": when(day),
             "device_type": 1 + number % 3, "is_subscriber": number % 2 == 0,
-            "article_ids_inview": [11, 12, 12, 13], "article_ids_clicked": [click],
-            "article_id": None, "read_time": 9.0, "scroll_percentage": 50.0,
-            "next_read_time": 33.0, "next_scroll_percentage": 99.0,
+            "article_ids_inview": [11, 12, 12, 13],
+            "article_ids_clicked": [11, 12] if number in both else [click],
+            "article_id": 77 if number % 2 else None,
+            "read_time": future, "scroll_percentage": future,
+            "next_read_time": (read or {}).get(number, 33.0), "next_scroll_percentage": future,
         }  # fmt: skip
 
     logs = {
@@ -344,6 +354,37 @@ def test_ebnerd_splits_histories_and_bars_leaking_columns(tmp_path: Path) -> Non
     assert "33.0" not in text
     assert "total_" not in text
     assert "next_*" in manifest.data_card.notes["barred"]
+
+
+def test_ebnerd_an_order_is_one_click_read_for_more_than_30_seconds(tmp_path: Path) -> None:
+    read = {1: 30.0, 2: 30.5, 3: None, 4: 31.0}
+    source = write_ebnerd(tmp_path / "src", read=read, both=(4,))
+    import_dataset("ebnerd", source, tmp_path / "out")
+    rows = {row["impression_id"][-1]: row for row in rows_of(tmp_path / "out", "impressions")}
+    # Not longer than 30 s; longer; unknown; of two clicks, either may be meant; left at 33 s.
+    assert {key: row["orders"] for key, row in rows.items()} == {
+        "1": [], "2": ["13"], "3": [], "4": [], "5": ["11"]
+    }  # fmt: skip
+    assert [rows[key]["context"]["page"] for key in "12345"] == [
+        "article", "front", "article", "front", "article"
+    ]  # fmt: skip
+
+
+def test_ebnerd_the_future_changes_orders_and_nothing_else(tmp_path: Path) -> None:
+    tables = {}
+    for name, future, seconds in (("a", 99.0, 33.0), ("b", 1.0, 33.0), ("c", 99.0, 5.0)):
+        source = write_ebnerd(
+            tmp_path / name / "src", future=future, read=dict.fromkeys(range(1, 6), seconds)
+        )
+        out = tmp_path / name / "out"
+        import_dataset("ebnerd", source, out)
+        names = ("events", "items", "impressions", "contexts")
+        tables[name] = {table: rows_of(out, table) for table in names}
+    assert tables["a"] == tables["b"]
+    assert any(row["orders"] for row in tables["a"]["impressions"])
+    for row in tables["a"]["impressions"]:
+        row["orders"] = []
+    assert tables["a"] == tables["c"]
 
 
 def test_ebnerd_without_articles_and_with_the_hidden_test(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import httpx
 import pytest
 import serve_fixtures as fixtures
+from cofars_runs import valid_requests
 from ray import serve
 from ray.exceptions import ActorDiedError
 from starlette.testclient import TestClient
@@ -111,6 +112,32 @@ def test_top_k_and_explanations(root: Path, http: TestClient) -> None:
         expected = events[item["item_id"]]
         given = [tuple(event.values()) for event in item["explanation"]]
         assert given == [(*event[:3], pytest.approx(event.weight)) for event in expected]
+
+
+def test_a_choice_of_events_is_explained_where_there_is_one(root: Path, http: TestClient) -> None:
+    for family in ("ctr", "news"):
+        assert "retrieval" not in post(http, family, fixtures.requests(2)[1], explain=True).json()
+    city, run = fixtures.cofars_run(root)
+    predictor = Predictor.load(run)
+    models = dict(ctr=dict(run=run))
+    graph = Gateway(config(root, models=models)).__serve_build_asgi_app__()
+    with TestClient(graph, raise_server_exceptions=False) as client:
+        for request in valid_requests(city, 6):
+            assert "retrieval" not in post(client, "ctr", request).json()
+            response = post(client, "ctr", request, explain=True)
+            answer = RankAnswer.model_validate_json(response.content, strict=True)
+            assert answer.fallback is None
+            (wanted,) = predictor.explain_retrieval([request])
+            assert wanted is not None and answer.retrieval is not None
+            assert answer.retrieval.contexts == wanted.contexts
+            assert answer.retrieval.back_off == wanted.back_off
+            assert [p.likes.keys() for p in answer.retrieval.prototypes] == [
+                p.likes.keys() for p in wanted.prototypes
+            ]
+        with pytest.raises(ValueError, match="extra"):
+            RankAnswer.model_validate(
+                {**answer.model_dump(), "retrieval": {**wanted.model_dump(), "more": 1}}
+            )
 
 
 def test_answers_say_what_was_not_known(http: TestClient) -> None:

@@ -87,6 +87,45 @@ def test_layout_keeps_nodes_apart_and_on_the_page(nodes: int) -> None:
     assert gaps.size == 0 or gaps.min() > 0.01
 
 
+# Whole numbers: sums of them are exact, so that test and code agree about labels that just touch.
+WHOLE = st.integers(0, 300)
+
+
+@given(st.lists(st.tuples(WHOLE, WHOLE, st.integers(1, 40)), max_size=8))
+def test_labels_lie_on_each_other_only_where_no_place_is_free(
+    labels: list[tuple[int, int, int]],
+) -> None:
+    spots = np.array([label[:2] for label in labels], float).reshape(-1, 2)
+    shifts = draw.label_shifts(spots, [count for *_, count in labels])
+    boxes: list[tuple[float, float, float]] = []
+
+    def free(x: float, y: float, half: float) -> bool:
+        return all(abs(x - a) >= half + w or abs(y - b) >= 9 for a, b, w in boxes)
+
+    for (x, y, count), shift in zip(labels, shifts, strict=True):
+        half = 3.9 * count / 2
+        places = [s for s in (11, -11, 20, -20, 29, -29) if free(x, y + s, half)]
+        assert shift == (places[0] if places else 11)
+        boxes.append((x, y + shift, half))
+
+
+def test_a_graph_names_the_kinds_of_its_edges() -> None:
+    nodes = (Node(id="a"), Node(id="b"))
+    edges = (Edge(source="a", target="b"), Edge(source="b", target="a", group="back"))
+    plain = svg(draw.graph(GraphFigure(title="t", nodes=nodes, edges=edges[:1])))
+    named = svg(draw.graph(GraphFigure(title="t", nodes=nodes, edges=edges)))
+    assert "legend" not in plain and "legend" in named
+    # The line of the legend, and the arrow that it stands for.
+    assert draw.COLOURS[1] not in plain
+    legend = named[named.index('id="legend') :]
+    assert named.count(draw.COLOURS[1]) > legend.count(draw.COLOURS[1]) > 0
+
+
+def test_a_map_names_what_its_colours_are() -> None:
+    figure = FIGURES["map"].model_copy(update={"value_label": "likeness"})
+    assert "<!-- likeness -->" in svg(draw.heatmap(figure))
+
+
 @pytest.mark.parametrize(
     ("body", "message"),
     [

@@ -107,6 +107,36 @@ def test_a_failed_seed_leaves_its_value_out_of_curve_and_competition(tmp_path: P
     assert best["runs"] == [str(tmp_path / "trials" / f"p000-g1-s{s}") for s in range(4)]
 
 
+def test_the_grid_of_the_best_gives_curve_and_winner(tmp_path: Path) -> None:
+    """A suggestion trained once, however good, does not win over means over seeds."""
+    space = SPACE.model_copy(update={"at_best": True, "search": SEARCH.search})
+    best = {"train.lr": 0.1, "model.match": True}
+    alone = [
+        Trial(f"p{n:03d}", n, {**best, "train.lr": lr}, 0, "completed", 3, 0.99 - lr, 1.0)
+        for n, lr in enumerate((0.1, 0.3))
+    ]
+    grid = grid_trials()
+    for trial in grid:
+        trial.point, trial.parameters = 2, {**best, **trial.parameters}
+    images = write_report(tmp_path, [*alone, *grid], space)
+    assert [path.name for path in images] == ["curve.png", "objective.png", "parameters.png"]
+    curve = read_figures(tmp_path)["curve"]
+    assert isinstance(curve, LineFigure)
+    assert curve.series[0].x == (5.0, 10.0, 20.0)
+    assert curve.series[0].low is not None
+    assert "as in the best suggestion" in curve.caption
+    found = winner([*alone, *grid], space, tmp_path)
+    assert found is not None
+    assert found["parameters"] == {**best, "model.history_length": 20}
+    # Cut short before the grid, the best suggestion is what there is.
+    found = winner(alone, space, tmp_path)
+    assert found is not None
+    assert found["trials"] == ["p000"]
+    assert [path.name for path in write_report(tmp_path / "alone", alone, space)] == [
+        "objective.png", "parameters.png",
+    ]  # fmt: skip
+
+
 def search_trials() -> list[Trial]:
     def point(lr: float, match: bool) -> dict[str, bool | int | float | str]:
         return {"train.lr": lr, "model.match": match}

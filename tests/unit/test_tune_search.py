@@ -29,6 +29,7 @@ SPACE = Space(
     halving=Halving(grace=1, factor=2),
 )
 GRID = SPACE.model_copy(update={"grid": {"batch_size": (8, 16)}})
+AT_BEST = GRID.model_copy(update={"at_best": True})
 
 
 def value(trial: Trial, epoch: int) -> float:
@@ -123,15 +124,19 @@ def test_equal_seeds_equal_suggestions_and_other_seeds_others(tmp_path: Path) ->
     cut=st.floats(0, 1),
     torn=st.integers(0, 40),
     concurrent=st.integers(1, 3),
-    wide=st.booleans(),
+    kind=st.sampled_from([(SPACE, 1), (GRID, 2), (AT_BEST, 2)]),
 )
 def test_cut_anywhere_and_resumed(
-    tmp_path_factory: pytest.TempPathFactory, cut: float, torn: int, concurrent: int, wide: bool
+    tmp_path_factory: pytest.TempPathFactory,
+    cut: float,
+    torn: int,
+    concurrent: int,
+    kind: tuple[Space, int],
 ) -> None:
     """Whatever prefix of the ledger survives, a resumed sweep has the same trials; one at a
     time, it ends in the same results to the last bit."""
     folder = tmp_path_factory.mktemp("cut")
-    space, seeds = (GRID, 2) if wide else (SPACE, 1)
+    space, seeds = kind
     whole = play(folder / "whole", space, 5, seeds, concurrent, order=3)
     lines = (folder / "whole").read_bytes().splitlines(keepends=True)
     kept = int(cut * len(lines))
@@ -158,6 +163,56 @@ def test_a_point_is_told_as_the_mean_over_its_grid_and_seeds(tmp_path: Path) -> 
             assert told.value == pytest.approx(np.mean([t.value for t in mine]), abs=1e-12)
         else:
             assert told.value is None
+
+
+def test_the_grid_of_the_best_comes_last_and_has_all_seeds(tmp_path: Path) -> None:
+    search = play(tmp_path / "l", AT_BEST, samples=9, seeds=2, concurrent=3, order=0)
+    trials = list(search.book.trials.values())
+    assert len(trials) == AT_BEST.trials(9, 2) == 9 + 2 * 2
+    first, last = trials[:9], trials[9:]
+    assert [(t.id, t.seed) for t in first] == [(f"p{n:03d}", 5) for n in range(9)]
+    # The suggestions are halved, the members of a mean are not.
+    assert "stopped" in {t.status for t in first}
+    best = max((t for t in first if t.status == "completed"), key=lambda t: t.value or 0)
+    assert [(t.id, t.seed, t.parameters) for t in last] == [
+        (f"p009-g{cell}-s{seed}", seed, {**best.parameters, "batch_size": size})
+        for cell, size in enumerate((8, 16))
+        for seed in (5, 6)
+    ]
+    assert {t.status for t in last} == {"completed"}
+    assert len(search._optuna._ot_study.trials) == 9
+
+
+def test_the_grid_of_the_best_waits_for_all_suggestions(tmp_path: Path) -> None:
+    space = AT_BEST.model_copy(update={"mode": "min", "halving": None})
+    book = Book.open(tmp_path / "l")
+    search = Search(space, samples=2, seeds=1, seed=5, epochs=1, book=book)
+    one, two = search.next(), search.next()
+    assert one is not None
+    assert two is not None
+    search.report(one.id, 1, 0.1, 1.0, True)
+    search.end(one.id)
+    assert search.next() is None
+    assert search.waits
+    search.report(two.id, 1, 0.3, 1.0, True)
+    search.end(two.id)
+    third = search.next()
+    assert third is not None
+    assert third.parameters == {**one.parameters, "batch_size": 8}
+    assert search.next() is not None
+    assert search.next() is None
+    assert not search.waits
+
+
+def test_without_a_best_the_grid_has_the_values_of_the_recipe(tmp_path: Path) -> None:
+    book = Book.open(tmp_path / "l")
+    search = Search(AT_BEST, samples=1, seeds=1, seed=5, epochs=1, book=book)
+    only = search.next()
+    assert only is not None
+    search.end(only.id, "the loss is nan")
+    third = search.next()
+    assert third is not None
+    assert third.parameters == {"batch_size": 8}
 
 
 def test_told_twice_is_counted_once(tmp_path: Path) -> None:

@@ -65,6 +65,7 @@ def test_an_unknown_key_gives_the_nearest_and_a_bad_value_its_reason() -> None:
         ({"search": {"a": Choice(values=(1,))}, "grid": {"a": (1,)}}, "either search or grid"),
         ({"grid": {"train.seed": (1, 2)}}, "varied by seeds"),
         ({"curve": "train.lr"}, "give it numbers in grid"),
+        ({"grid": {"a": (1, 2)}, "at_best": True}, "without search there is no best"),
         ({"grid": {"model.match": (True, False)}, "curve": "model.match"}, "give it numbers"),
     ],
 )
@@ -90,6 +91,17 @@ def test_what_the_user_gives_is_not_varied() -> None:
     fixed = space.fixed({"train.lr": 0.2, "batch_size": 8})
     assert (list(fixed.search), fixed.grid, fixed.curve) == (["model.dropout"], {}, None)
     assert fixed.cells() == [{}]
+
+
+def test_a_grid_at_the_best_shrinks_with_what_the_user_fixes() -> None:
+    space = some(
+        search={"train.lr": Real(low=0.1, high=1)}, grid={"batch_size": (8, 16)}, at_best=True
+    )
+    assert space.trials(5, 3) == 5 + 2 * 3
+    # The best suggestion is trained with every seed all the same.
+    assert space.fixed({"batch_size": 8}).trials(5, 3) == 5 + 3
+    plain = space.fixed({"train.lr": 0.2})
+    assert (plain.at_best, plain.trials(1, 3)) == (False, 2 * 3)
 
 
 def test_cells_are_all_combinations_in_order() -> None:
@@ -130,6 +142,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (["dinn"], "did you mean din"),
         (["din", "train.epoch=2"], "did you mean train.epochs"),
         (["din_history", "--samples", "3"], "nothing is left to search"),
+        (["cofars", "cofars.contexts.features=[tide]"], "tide"),
+        (["cofars", "cofars.preferences.attributes.fields=[{source: brandy}]"], "brandy"),
         (["din_history", "--seeds", "1", "model.history_length=5"], "raysys train does that"),
         (["din", "--resume"], "holds no sweep"),
     ],

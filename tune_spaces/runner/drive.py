@@ -61,9 +61,12 @@ class _Suggestions(Searcher):
         return True
 
     def suggest(self, trial_id: str) -> Any:
-        trial = None if self._stop() else self._search.next()
-        if trial is None:
+        if self._stop():
             return Searcher.FINISHED
+        trial = self._search.next()
+        if trial is None:
+            # None makes Tune ask again.
+            return None if self._search.waits else Searcher.FINISHED
         self._names[trial_id] = trial.id
         return {"trial": trial.id, "parameters": trial.parameters, "seed": trial.seed}
 

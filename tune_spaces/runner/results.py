@@ -28,10 +28,12 @@ RESULTS = "results.parquet"
 
 def winner(trials: list[Trial], space: Space, folder: Path) -> dict[str, Any] | None:
     """The parameters with the best mean over their seeds, among those all of whose trials
-    completed: their run folders are whole."""
+    completed: their run folders are whole. Where some have more seeds, only those count."""
     best: dict[str, Any] | None = None
-    for members in _arms(trials).values():
-        if any(trial.status != "completed" for trial in members):
+    whole = [m for m in _arms(trials).values() if all(t.status == "completed" for t in m)]
+    most = max(map(len, whole), default=0)
+    for members in whole:
+        if len(members) < most:
             continue
         kept = [trial.value for trial in members if trial.value is not None]
         mean = sum(kept) / len(kept)
@@ -90,7 +92,8 @@ def write_report(out: Path, trials: list[Trial], space: Space) -> list[Path]:
     images = {n: line_png(f, 6.4, 3.8) for n, f in figures.items() if isinstance(f, LineFigure)}
     if space.search:
         images["parameters"] = scatter_png(
-            [_scatter(key, valued, space) for key in space.search], space.metric
+            [_scatter(key, _suggested(valued, space), space) for key in space.search],
+            space.metric,
         )
     for name, image in images.items():
         (folder / f"{name}.png").write_bytes(image)
@@ -134,6 +137,7 @@ def _curve(trials: list[Trial], space: Space) -> LineFigure | None:
     """For each value of the curve's parameter the arm with the best mean over its seeds."""
     assert space.curve is not None
     at: dict[float, list[float]] = {}
+    trials = [trial for trial in trials if space.curve in trial.parameters]
     for members in _arms(trials).values():
         kept = [t.value for t in members if t.status == "completed" and t.value is not None]
         if len(kept) < len(members):
@@ -151,6 +155,7 @@ def _curve(trials: list[Trial], space: Space) -> LineFigure | None:
     caption = f"Mean over {least} seed{'s' if least > 1 else ''}"
     caption += ", with 95 % t-intervals." if spans else "; an interval needs two or more."
     caption += " Of each value the best suggestion, which flatters them all." if several else ""
+    caption += " All else as in the best suggestion." if space.at_best else ""
     return LineFigure(
         title=f"{space.metric} over {space.curve}",
         caption=caption,
@@ -178,6 +183,13 @@ def _scatter(key: str, trials: list[Trial], space: Space) -> Scatter:
         muted=[trial.status != "completed" for trial in trials],
         log=log,
     )
+
+
+def _suggested(trials: list[Trial], space: Space) -> list[Trial]:
+    """The trials that the search has suggested, without those of its best one's grid."""
+    if not space.at_best:
+        return trials
+    return [trial for trial in trials if not trial.parameters.keys() & space.grid.keys()]
 
 
 def _plain(value: Scalar) -> float | str:

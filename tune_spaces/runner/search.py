@@ -43,10 +43,13 @@ class Search:
     ) -> None:
         self.book = book
         self._samples = samples
-        self._seeds = range(seed, seed + seeds)
-        self._cells = space.cells()
+        self._seeds = range(seed, seed + (1 if space.at_best else seeds))
+        self._cells: list[Point] = [{}] if space.at_best else space.cells()
+        # What is trained for the best suggestion alone.
+        self._last = (space.cells(), range(seed, seed + seeds)) if space.at_best else None
+        self._pick = max if space.mode == "max" else min
         self._optuna = _optuna(space, samples, seed) if space.search else None
-        members = len(self._cells) * seeds
+        members = len(self._cells) * len(self._seeds)
         self._asha = _asha(space, epochs) if members == 1 else None
         self._points = 0
         self._members: deque[Trial] = deque()
@@ -56,7 +59,7 @@ class Search:
 
     def next(self) -> Trial | None:
         """The next trial to train, first those an earlier driver left unfinished; None: all are
-        given out."""
+        given out, or `waits`."""
         if self._again:
             trial = self._again.popleft()
             trial.status = "running"
@@ -66,6 +69,11 @@ class Search:
             return None
         self.book.write(_suggestion(fresh))
         return self.book.trials[fresh.id]
+
+    @property
+    def waits(self) -> bool:
+        """Whether more trials follow once those that are given out have ended."""
+        return self._last is not None and self._points <= self._samples
 
     def report(self, name: str, epoch: int, value: float, seconds: float, finished: bool) -> bool:
         """Take the value of an epoch; True if the trial is to stop. Told twice, counted once."""
@@ -90,31 +98,51 @@ class Search:
 
     def _fresh(self) -> Trial | None:
         """The first member of the next point, or the next member of the last one."""
-        if not self._members:
-            if self._points == self._samples:
-                return None
-            point, self._points = self._points, self._points + 1
-            suggested: Point = self._optuna.suggest(str(point)) if self._optuna else {}
-            for cell, values in enumerate(self._cells):
-                for seed in self._seeds:
-                    name = f"p{point:03d}"
-                    name += f"-g{cell}" if len(self._cells) > 1 else ""
-                    name += f"-s{seed}" if len(self._seeds) > 1 else ""
-                    self._members.append(Trial(name, point, {**suggested, **values}, seed))
+        if not self._members and not self._open():
+            return None
         trial = self._members.popleft()
-        if self._asha:
+        if self._asha and trial.point < self._samples:
             self._asha.on_trial_add(None, SimpleNamespace(trial_id=trial.id))
         return trial
 
+    def _open(self) -> bool:
+        """Begin the next point; False: there is none, or none yet."""
+        point, cells, seeds = self._points, self._cells, self._seeds
+        if point < self._samples:
+            suggested: Point = self._optuna.suggest(str(point)) if self._optuna else {}
+        elif self.waits and self._last and not self.book.unfinished():
+            suggested, (cells, seeds) = self._best(), self._last
+        else:
+            return False
+        self._points += 1
+        for cell, values in enumerate(cells):
+            for seed in seeds:
+                name = f"p{point:03d}"
+                name += f"-g{cell}" if len(cells) > 1 else ""
+                name += f"-s{seed}" if len(seeds) > 1 else ""
+                self._members.append(Trial(name, point, {**suggested, **values}, seed))
+        return True
+
+    def _best(self) -> Point:
+        """The best suggestion that was trained to its end; of equals the first. Without any, the
+        recipe's own values."""
+        whole = [t for t in self.book.trials.values() if t.status == "completed"]
+        values = {t.id: t.value for t in whole if t.value is not None}
+        if not values:
+            return {}
+        return self.book.trials[self._pick(values, key=lambda name: values[name])].parameters
+
     def _judge(self, name: str, epoch: int, value: float) -> bool:
-        if self._asha is None:
+        if self._asha is None or self.book.trials[name].point >= self._samples:
             return False
         result = {_EPOCH: epoch, _VALUE: value}
         trial = SimpleNamespace(trial_id=name)
         return self._asha.on_trial_result(None, trial, result) == TrialScheduler.STOP
 
     def _tell(self, point: int) -> None:
-        """Give Optuna the mean of a point once all its members have ended."""
+        """Give Optuna the mean of a suggestion once all its members have ended."""
+        if point >= self._samples:
+            return
         mine = [trial for trial in self.book.trials.values() if trial.point == point]
         whole = len(mine) == len(self._cells) * len(self._seeds)
         if not whole or point in self._told or any(t.status not in ENDED for t in mine):

@@ -88,8 +88,10 @@ class Space(_Part):
     search: what Optuna suggests, by key of the recipe (`train.lr`).
     grid: values that are all trained for every suggestion.
     defaults: options of the recipe below those of the user, by key.
-    samples, seeds: suggestions, and training seeds for each, unless the user says otherwise.
-    halving: stopping of bad trials; only where a suggestion is one trial, since a mean over
+    at_best: the grid is trained for the best suggestion only, once all have ended.
+    samples, seeds: suggestions, and training seeds for each, unless the user says otherwise;
+        with `at_best` a suggestion has one seed, and the seeds are those of the grid.
+    halving: stopping of bad suggestions; only where a suggestion is one trial, since a mean over
         seeds or a grid needs all of them.
     curve: the grid key over which the means with their intervals are drawn.
     memory_gb: of one training process at the scale the space is meant for.
@@ -100,6 +102,7 @@ class Space(_Part):
     mode: Literal["max", "min"]
     search: dict[str, Domain] = {}
     grid: dict[str, Annotated[tuple[Scalar, ...], Field(min_length=1)]] = {}
+    at_best: bool = False
     defaults: dict[str, Any] = {}
     samples: int = Field(default=12, ge=1)
     seeds: int = Field(default=1, ge=1)
@@ -114,6 +117,8 @@ class Space(_Part):
             raise ValueError(f"{', '.join(both)}: either search or grid, not both")
         if "train.seed" in self.search or "train.seed" in self.grid:
             raise ValueError("train.seed is varied by seeds, not by search or grid")
+        if self.at_best and not self.search:
+            raise ValueError("at_best: without search there is no best suggestion")
         if self.curve is not None:
             values = self.grid.get(self.curve, ())
             if not values or any(isinstance(v, bool | str) for v in values):
@@ -127,8 +132,15 @@ class Space(_Part):
                 "search": {k: v for k, v in self.search.items() if k not in keys},
                 "grid": {k: v for k, v in self.grid.items() if k not in keys},
                 "curve": None if self.curve in keys else self.curve,
+                # With nothing left to search the grid is the sweep.
+                "at_best": self.at_best and not self.search.keys() <= keys.keys(),
             }
         )
+
+    def trials(self, samples: int, seeds: int) -> int:
+        """How many trials a sweep of so many suggestions and seeds has."""
+        last = seeds * len(self.cells())
+        return samples + last if self.at_best else samples * last
 
     def cells(self) -> list[Point]:
         """All combinations of the grid; one empty one without a grid."""

@@ -15,7 +15,8 @@ import tune_spaces
 from raysys.data.files import full_disk, write_text
 from raysys.dist.cluster import ensure_ray, worker_env
 from raysys.errors import ArtifactError, ConfigError, DataError, ResumeError
-from raysys.recipes.ranker import RankerRecipe, ready
+from raysys.recipes.ranker import RankerRecipe
+from raysys.recipes.registry import ready
 from raysys.training import InterruptedRunError, code_fingerprint
 from raysys.training.identity import differences, identity
 from tune_spaces.runner.ledger import Book
@@ -44,7 +45,7 @@ class Options:
     @property
     def trials(self) -> int:
         """How many trials the sweep has in all."""
-        return self.samples * self.seeds * len(self.space.cells())
+        return self.space.trials(self.samples, self.seeds)
 
     def check(self) -> None:
         """Raises ConfigError for what can never run."""

@@ -11,7 +11,8 @@ from ray import tune
 
 from raysys.data.files import write_text
 from raysys.errors import RaysysError, ResumeError, StorageFullError
-from raysys.recipes.ranker import RankerRecipe, run
+from raysys.recipes.ranker import RankerRecipe
+from raysys.recipes.registry import run
 from raysys.tracking.metrics_log import METRICS_LOG, read_records
 from raysys.training import InterruptedRunError
 from raysys.training.launch import RunFiles

@@ -3,13 +3,16 @@
 
 Barred because they tell the future: `next_*` and the reading of the page itself (`read_time`,
 `scroll_percentage` of behaviors), `total_*` of articles. Rows with `is_beyond_accuracy` share
-one impression id and are dropped.
+one impression id and are dropped. One column of the future is a label: a click whose page was
+read for more than 30 s (`next_read_time`) is an order. Past reads are `click` events with a time
+and no more: device, page and subscription are known of requests only.
 """
 
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -25,9 +28,12 @@ from raysys.data.schema import ENTITY
 from raysys.data.split import DAY_US, bounds_text, split_by_time, split_names
 from raysys.errors import DataError
 
+_READ_S = 30.0
+_PAGES = ("front", "article")
 _DEVICES = {"1": "desktop", "2": "mobile", "3": "tablet"}
 _BEHAVIOURS = ("impression_id", "user_id", "impression_time", "device_type", "is_subscriber",
                "article_ids_inview")  # fmt: skip
+_OPTIONAL = ("article_id", "article_ids_clicked", "next_read_time", "is_beyond_accuracy")
 _HISTORY = ("user_id", "impression_time_fixed", "article_id_fixed", "read_time_fixed")
 
 
@@ -43,7 +49,7 @@ class Ebnerd:
     """Loader of EB-NeRD demo, small and large."""
 
     name = "ebnerd"
-    version = "1"
+    version = "2"
     options = EbnerdOptions
 
     def files(self, src: Path, options: EbnerdOptions) -> list[Path]:
@@ -78,7 +84,8 @@ class Ebnerd:
                 version=src.name,
                 reader=self.name,
                 filters=("is_beyond_accuracy rows dropped",),
-                label_rule="click = article_ids_clicked",
+                label_rule="click = article_ids_clicked; order = the one click of a request, "
+                f"next_read_time > {_READ_S:g} s",
                 split_rule="time: the folders train, validation and test"
                 if options.hidden_test
                 else "time: validation folder is test, last "
@@ -88,12 +95,16 @@ class Ebnerd:
                 history_cut="reads before the request, by the history files' own times",
                 counts={"merged_candidates": merged},
                 licence="publisher's terms: accept them first; research only",
-                notes={"barred": "next_*, total_*, read_time and scroll of the request itself"},
+                notes={
+                    "barred": "next_*, total_*, read_time and scroll of the request itself; "
+                    "next_read_time is in the order label only"
+                },
             ),
             history_behaviours=("click",),
             contexts=[
                 categorical("device", tuple(_DEVICES.values())),
                 categorical("subscriber", ("no", "yes")),
+                categorical("page", _PAGES),
                 local_feature("mealtime", "mealtime"),
                 local_feature("weekday", "weekday"),
             ],
@@ -102,7 +113,7 @@ class Ebnerd:
 
 def _behaviours(path: Path) -> Source:
     names = pq_names(path)
-    extra = [n for n in ("article_ids_clicked", "is_beyond_accuracy") if n in names]
+    extra = [name for name in _OPTIONAL if name in names]
     log = read_parquet(path, (*_BEHAVIOURS, *extra))
     if "is_beyond_accuracy" not in extra:
         return log
@@ -168,16 +179,19 @@ def _impressions(
         label = np.isin(key, click_key)
     owner, items, label, merged = merge_duplicates(owner, items, label)
     candidates, clicks = candidate_lists(owner, items, label, len(log))
+    ordered = label & _long_read(log, np.bincount(owner[label], minlength=len(log)))[owner]
+    _, orders = candidate_lists(owner, items, ordered, len(log))
     device = log.strings("device_type").fill_null("")
     names = pc.index_in(device, value_set=pa.array(list(_DEVICES)))
     context = pa.StructArray.from_arrays(
         [
             pa.array(list(_DEVICES.values())).take(names),
             pc.if_else(log.column("is_subscriber"), "yes", "no"),
+            _page(log),
             local_part("mealtime", ts),
             local_part("weekday", ts),
         ],
-        names=["device", "subscriber", "mealtime", "weekday"],
+        names=["device", "subscriber", "page", "mealtime", "weekday"],
     )
     return (
         pa.table(
@@ -188,12 +202,32 @@ def _impressions(
                 "context": context,
                 "candidates": candidates,
                 "clicks": clicks,
-                "orders": pa.array([[]] * len(log), pa.list_(pa.string())),
+                "orders": orders,
                 "split": split_names(split_by_time(ts.to_numpy(), bounds)),
             }
         ),
         merged,
     )
+
+
+def _long_read(log: Source, clicks: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+    """Whether what was clicked in each of N requests was read for long [N].
+
+    clicks: [N]. `next_read_time` is one number, so it says nothing of two clicks of a request.
+    """
+    if "next_read_time" not in log.names:
+        return np.zeros(len(log), bool)
+    seconds = log.floats("next_read_time").to_numpy(zero_copy_only=False)
+    long: npt.NDArray[np.bool_] = (clicks == 1) & (seconds > _READ_S)
+    return long
+
+
+def _page(log: Source) -> pa.Array:
+    """Where each list was shown [N]: below an article, or on the front page, which has no
+    `article_id`; null where the file does not tell."""
+    if "article_id" not in log.names:
+        return pa.nulls(len(log), pa.string())
+    return pc.if_else(log.column("article_id").is_null(), *_PAGES)
 
 
 def _events(paths: list[Path]) -> pa.Table:
