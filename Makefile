@@ -27,7 +27,7 @@ check: setup
 	$(BIN)/deptry .
 
 bench: setup
-	for name in metrics world serve ctr-train; do $(BIN)/raysys bench $$name --json || exit 1; done
+	for name in metrics world serve ctr-train cofars-cost; do $(BIN)/raysys bench $$name --json || exit 1; done
 
 # The documents are plain Markdown; what can break in them is a link.
 docs: setup

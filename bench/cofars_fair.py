@@ -15,6 +15,7 @@ import numpy as np
 from bench.cofars_arms import CANDIDATE_AWARE, METRICS, PLACEBOS, arms, claims
 from bench.cofars_recovery import recovery
 from bench.fair.judge import Claim, Judged, differences, judge, part, values
+from bench.fair.report import tables, write_page
 from bench.fair.slices import Mask, slices
 from bench.fair.study import Sizes, Study, run_study
 from raysys.data.dataset import Dataset
@@ -74,8 +75,19 @@ def run(
             study = run_study(chosen, base, folder, Path(out) / name, sizes)
             where = Path(out) / name / "runs"
             result[name] = _reported(study, base, folder, where, sizes, replicates)
+            write_page(result[name], Path(out) / name, "cofars", _GAP)
     result["verdict"] = _verdict(result)
     return result
+
+
+def markdown(result: dict[str, Any]) -> str:
+    """The tables of `run` for the page of results."""
+    parts = [f"Verdict: **{result['verdict']}**."]
+    for name in ("data", "placebo"):
+        if name in result:
+            title = "The data" if name == "data" else "The same with the context law off"
+            parts.append(f"{title}. {tables(result[name], 'cofars', _GAP)}")
+    return "\n\n".join(parts)
 
 
 def _reported(

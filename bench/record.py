@@ -10,8 +10,14 @@ from raysys.errors import ConfigError
 RESULTS = Path("docs/results.md")
 
 
-def record(name: str, command: str, result: dict[str, Any], path: Path = RESULTS) -> None:
-    """Replace the section of bench `name`: its command and one row per figure.
+def record(
+    name: str,
+    command: str,
+    result: dict[str, Any],
+    markdown: str | None = None,
+    path: Path = RESULTS,
+) -> None:
+    """Replace the section of bench `name`: its command, and `markdown` or one row per figure.
 
     Raises:
         ConfigError: not called from a checkout, or the page has no marks for this bench.
@@ -22,8 +28,10 @@ def record(name: str, command: str, result: dict[str, Any], path: Path = RESULTS
     text = path.read_text(encoding="utf-8")
     if begin not in text or end not in text:
         raise ConfigError(f"{path}: no section {begin} … {end}; add the two marks where it belongs")
-    rows = [f"| {key} | {_cell(value)} |" for key, value in result.items()]
-    body = "\n".join([f"`{command}`", "", "| figure | value |", "| --- | --- |", *rows])
+    if markdown is None:
+        rows = [f"| {key} | {_cell(value)} |" for key, value in result.items()]
+        markdown = "\n".join(["| figure | value |", "| --- | --- |", *rows])
+    body = f"`{command}`\n\n{markdown}"
     head, rest = text.split(begin, 1)
     tail = rest.split(end, 1)[1]
     write_text(path, f"{head}{begin}\n{body}\n{end}{tail}")

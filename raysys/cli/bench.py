@@ -40,7 +40,8 @@ def bench(
         near = difflib.get_close_matches(name, BENCHES, n=1, cutoff=0.3)
         hint = f"did you mean {near[0]}? " if near else ""
         raise ConfigError(f"no bench is called {name!r}; {hint}There are {', '.join(BENCHES)}")
-    run = importlib.import_module(BENCHES[name]).run
+    module = importlib.import_module(BENCHES[name])
+    run = module.run
     given = parse_overrides(options or [])
     known = list(inspect.signature(run).parameters)
     for key in given:
@@ -49,7 +50,8 @@ def bench(
     result: dict[str, Any] = run(**given)
     command = " ".join(["raysys bench", name, *(options or []), "--json"])
     if record:
-        write_record(name, command, result)
+        page = module.markdown(result) if hasattr(module, "markdown") else None
+        write_record(name, command, result, page)
     if as_json:
         typer.echo(json.dumps(result, indent=2))
         return

@@ -263,21 +263,32 @@ def spring_layout(nodes: int, edges: npt.NDArray[np.int64], weights: Floats) -> 
 def bars(rows: Sequence[Bar], label: str, zero: bool = False) -> str:
     """Values from the top down with their intervals; `zero` draws the line of no difference."""
     with matplotlib.rc_context({**_STYLE, "axes.grid.axis": "x"}):
-        canvas, axes = _canvas(5.2, 0.9 + 0.27 * len(rows))
-        spots = np.arange(len(rows))[::-1]
-        for spot, row in zip(spots, rows, strict=True):
-            colour = ACCENT if row.strong else COLOURS[0]
-            axes.plot(row.value, spot, "o", color=colour, ms=5)
-            if row.low is not None and row.high is not None:
-                axes.plot([row.low, row.high], [spot, spot], color=colour, lw=2, alpha=0.6)
-            axes.annotate(f"{row.value:+.4f}" if zero else f"{row.value:.4f}", (1.01, spot),
-                          xycoords=("axes fraction", "data"), va="center", size=8)  # fmt: skip
-        if zero:
-            axes.axvline(0, color=INK, lw=0.8)
-        axes.set_yticks(spots, [_short(row.name, 34) for row in rows])
-        axes.set_ylim(-0.7, len(rows) - 0.3)
-        axes.set_xlabel(label)
-        return _uri(canvas)
+        return _uri(_bars(rows, label, zero))
+
+
+def bars_png(rows: Sequence[Bar], label: str, zero: bool = False) -> bytes:
+    """`bars` as a file of its own."""
+    with matplotlib.rc_context({**_STYLE, "axes.grid.axis": "x"}):
+        return _png(_bars(rows, label, zero))
+
+
+def _bars(rows: Sequence[Bar], label: str, zero: bool) -> Canvas:
+    canvas, axes = _canvas(5.2, 0.9 + 0.27 * len(rows))
+    spots = np.arange(len(rows))[::-1]
+    for spot, row in zip(spots, rows, strict=True):
+        colour = ACCENT if row.strong else COLOURS[0]
+        axes.plot(row.value, spot, "o", color=colour, ms=5)
+        if row.low is not None and row.high is not None:
+            axes.plot([row.low, row.high], [spot, spot], color=colour, lw=2, alpha=0.6)
+        axes.annotate(f"{row.value:+.4f}" if zero else f"{row.value:.4f}", (1.01, spot),
+                      xycoords=("axes fraction", "data"), va="center", size=8)  # fmt: skip
+    if zero:
+        axes.axvline(0, color=INK, lw=0.8)
+    axes.set_yticks(spots, [_short(row.name, 34) for row in rows])
+    axes.set_ylim(-0.7, len(rows) - 0.3)
+    axes.set_xlabel(label)
+    axes.locator_params(axis="x", nbins=6)
+    return canvas
 
 
 @dataclass(frozen=True)
