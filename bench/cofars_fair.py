@@ -14,7 +14,9 @@ import numpy as np
 
 from bench.cofars_arms import CANDIDATE_AWARE, METRICS, PLACEBOS, arms, claims
 from bench.cofars_recovery import recovery
+from bench.fair.arms import Arm
 from bench.fair.judge import Claim, Judged, differences, judge, part, values
+from bench.fair.leaks import leak_tests
 from bench.fair.report import tables, write_page
 from bench.fair.slices import Mask, slices
 from bench.fair.study import Sizes, Study, run_study
@@ -75,6 +77,9 @@ def run(
             study = run_study(chosen, base, folder, Path(out) / name, sizes)
             where = Path(out) / name / "runs"
             result[name] = _reported(study, base, folder, where, sizes, replicates)
+            result[name]["leak_tests"] = _leaks(
+                chosen, base, study, folder, Path(out) / name, users
+            )
             write_page(result[name], Path(out) / name, "cofars", _GAP)
     result["verdict"] = _verdict(result)
     return result
@@ -146,6 +151,15 @@ def _reported(
         and all(gain["below_half"] for gain in _placebo_gains(study.systems).values()),
         "not_worse_than_best": all(row.holds for row in judged if row.claim.b == rival),
     }
+
+
+def _leaks(
+    chosen: Sequence[Arm], base: dict[str, Any], study: Study, folder: str, out: Path, users: int
+) -> dict[str, Any]:
+    """Of CoFARS: it has every part that could leak."""
+    arm = next(arm for arm in chosen if arm.name == "cofars")
+    found = leak_tests(arm, base, prepare(Dataset(folder)), study, out, users)
+    return {finding.test: finding.model_dump(exclude={"test"}) for finding in found}
 
 
 def _told(row: Judged) -> dict[str, Any]:
@@ -247,6 +261,9 @@ def _planted(
 def _verdict(result: dict[str, Any]) -> str:
     """The fixed words of §5; the cost part is measured by `cofars-cost`."""
     found = result["data"]
+    for test, finding in found["leak_tests"].items():
+        if finding["passed"] is False:
+            return f"not to be trusted: {test} failed"
     if not found["supported_but_cost"]:
         return "quality: equal to the best" if found["not_worse_than_best"] else "not supported"
     placebo: Sequence[dict[str, Any]] = result.get("placebo", {}).get("claims", ())

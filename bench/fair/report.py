@@ -36,6 +36,7 @@ def tables(found: Figures, subject: str, metric: str) -> str:
             _placebos(found["placebo_gains"], metric),
             _slices(found["slices"], metric),
             _planted(found),
+            _leaks(found["leak_tests"]),
         )
         if part
     )
@@ -52,10 +53,15 @@ def _arms(found: Figures, subject: str, shown: Sequence[str], metric: str) -> st
         minus = found[f"{subject}_minus"].get(name, {}).get(metric)
         seeds = "" if minus is None else _interval(minus["seeds"])
         told = "" if minus is None else f"{minus['delta']:+.4f} {_interval(minus['users'])}"
-        cells = [f"{arm[m]['mean']:.4f} ± {arm[m]['sd'] or 0:.4f}" for m in shown]
+        cells = [_value(arm[m]) for m in shown]
         rows.append([name, arm[shown[0]]["n"], *cells, told, seeds])
     head = ["arm", "seeds", *shown, f"{subject} − arm, {metric} [users]", "[seeds]"]
     return table(head, rows)
+
+
+def _value(found: Figures) -> str:
+    spread = f" ± {found['sd']:.4f}" if found["n"] > 1 else ""
+    return f"{found['mean']:.4f}{spread}"
 
 
 def _claims(claims: Sequence[Figures]) -> str:
@@ -127,6 +133,15 @@ def _planted(found: Figures) -> str:
         ]
         parts.append(table(["what of the planted map is found", *names], rows))
     return "\n\n".join(parts)
+
+
+def _leaks(found: Figures) -> str:
+    words = {True: "passed", False: "FAILED", None: "printed only"}
+    rows = [
+        [name, words[f["passed"]], ", ".join(f"{k} {v:.4g}" for k, v in f["figures"].items())]
+        for name, f in found.items()
+    ]
+    return table(["leak test", "", "figures"], rows)
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:

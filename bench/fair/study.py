@@ -43,13 +43,15 @@ class Sizes(BaseModel):
 @dataclass(frozen=True)
 class Study:
     """chosen: the point each arm was tuned to. systems: test scores by arm and seed. validation:
-    by arm and seed. seconds: of one core, by arm, tuning included. rows: trained on."""
+    by arm and seed. seconds: of one core, by arm, tuning included. rows: trained on. tuning_size:
+    the options by which tuning read fewer of them."""
 
     chosen: dict[str, Point]
     systems: dict[str, System]
     validation: dict[str, dict[int, float]]
     seconds: dict[str, float]
     rows: int
+    tuning_size: Point
 
 
 def run_study(
@@ -78,7 +80,7 @@ def run_study(
         for arm in tuned
         for n, point in enumerate(arm.tries)
     }
-    tried = dict(zip(tries, _all(list(tries.values()), "tuning"), strict=True))
+    tried = dict(zip(tries, train_all(list(tries.values()), "tuning"), strict=True))
     chosen: dict[str, Point] = {}
     for arm in tuned:
         best = max(range(len(arm.tries)), key=lambda n: tried[arm.name, n].validation)
@@ -100,7 +102,7 @@ def run_study(
         for arm in arms
         if seed < counts[arm.name]
     }
-    trained = dict(zip(cells, _all(list(cells.values()), "seeds"), strict=True))
+    trained = dict(zip(cells, train_all(list(cells.values()), "seeds"), strict=True))
     seconds = {arm.name: 0.0 for arm in arms}
     for (name, _), done in (*tried.items(), *trained.items()):
         seconds[name] += done.seconds
@@ -111,10 +113,10 @@ def run_study(
             arm.name, {seed: {"": scores_of(cell)} for seed, cell in mine.items()}
         )
         validation[arm.name] = {seed: trained[arm.name, seed].validation for seed in mine}
-    return Study(chosen, systems, validation, seconds, rows)
+    return Study(chosen, systems, validation, seconds, rows, given(sizes.rows / 3))
 
 
-def _all(cells: list[Cell], label: str) -> list[Trained]:
+def train_all(cells: list[Cell], label: str) -> list[Trained]:
     """All cells, those that are missing trained as tasks of one core each."""
     missing = [cell for cell in cells if cell.finished() is None]
     if missing:

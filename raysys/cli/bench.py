@@ -4,6 +4,7 @@ import difflib
 import importlib
 import inspect
 import json
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 import typer
@@ -14,6 +15,8 @@ from bench.record import record as write_record
 from raysys.errors import ConfigError
 from raysys.options import parse_overrides
 
+# The options of a bench are not those of this verb.
+CONTEXT = {"ignore_unknown_options": True}
 BENCHES = {
     "cofars-fair": "bench.cofars_fair",
     "cofars-cost": "bench.cofars_cost",
@@ -28,7 +31,8 @@ BENCHES = {
 def bench(
     name: Annotated[str, typer.Argument(help=", ".join(BENCHES))],
     options: Annotated[
-        list[str] | None, typer.Argument(help="key=value options of the measurement")
+        list[str] | None,
+        typer.Argument(help="options of the measurement: key=value, or --key value"),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")] = False,
     record: Annotated[
@@ -42,11 +46,14 @@ def bench(
         raise ConfigError(f"no bench is called {name!r}; {hint}There are {', '.join(BENCHES)}")
     module = importlib.import_module(BENCHES[name])
     run = module.run
-    given = parse_overrides(options or [])
-    known = list(inspect.signature(run).parameters)
+    given = parse_overrides(_pairs(options or []))
+    known = inspect.signature(run).parameters
     for key in given:
         if key not in known:
             raise ConfigError(f"bench {name}: unknown option {key}; valid: {', '.join(known)}")
+    for key, option in known.items():
+        if option.default is option.empty and key not in given:
+            raise ConfigError(f"bench {name}: {key} is missing; give {key}=…")
     result: dict[str, Any] = run(**given)
     command = " ".join(["raysys bench", name, *(options or []), "--json"])
     if record:
@@ -59,3 +66,20 @@ def bench(
     for key, value in result.items():
         table.add_row(key, json.dumps(value) if isinstance(value, dict | list) else str(value))
     Console().print(table)
+
+
+def _pairs(words: Sequence[str]) -> list[str]:
+    """key=value of each option, also of those that are spelt `--key value`."""
+    out, rest = [], iter(words)
+    for word in rest:
+        if not word.startswith("--"):
+            out.append(word)
+            continue
+        key, equals, value = word[2:].partition("=")
+        if not equals:
+            given = next(rest, None)
+            if given is None:
+                raise ConfigError(f"{word}: a value is missing; write {word} VALUE")
+            value = given
+        out.append(f"{key.replace('-', '_')}={value}")
+    return out

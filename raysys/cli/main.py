@@ -43,7 +43,8 @@ def make_app(asked: str | None) -> typer.Typer:
         if isinstance(group := getattr(module, "app", None), typer.Typer):
             app.add_typer(group, name=verb)
         else:
-            app.command(verb)(getattr(module, verb))
+            settings = getattr(module, "CONTEXT", None)
+            app.command(verb, context_settings=settings)(getattr(module, verb))
     return app
 
 

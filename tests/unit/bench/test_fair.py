@@ -11,6 +11,8 @@ from bench.cofars_arms import arms
 from bench.fair import study as study_module
 from bench.fair.arms import Arm
 from bench.fair.judge import Claim, judge
+from bench.fair.leaks import leak_tests, write_labels
+from bench.fair.report import write_page
 from bench.fair.slices import slices
 from bench.fair.study import Sizes, run_study
 from raysys.cofars.fit import training_stop
@@ -102,6 +104,77 @@ def test_little_time_takes_rows_away_and_no_seeds(
     found = run_study(ARMS[:1], BASE, str(world), tmp_path / "out", sizes)
     assert found.rows == 1000
     assert sorted(found.systems["short"].rows) == [0, 1]
+
+
+def test_other_labels_change_nothing_but_labels(world: Path, tmp_path: Path) -> None:
+    data = Dataset(world)
+    before = data.table("impressions").to_pylist()
+    own = [
+        (item in row["clicks"]) + (item in row["orders"])
+        for row in before
+        if row["split"] != "test"
+        for item in row["candidates"]
+    ]
+    shuffled = np.random.default_rng(0).permutation(own)
+    write_labels(data, tmp_path / "shuffled", shuffled)
+    other = Dataset(tmp_path / "shuffled")
+    assert other.manifest.data_card_id != data.manifest.data_card_id
+    assert other.table("events").equals(data.table("events"))
+    labels = iter(shuffled.tolist())
+    for one, two in zip(before, other.table("impressions").to_pylist(), strict=True):
+        if one["split"] != "test":
+            drawn = {item: next(labels) for item in one["candidates"]}
+            one["clicks"] = [item for item, label in drawn.items() if label >= 1]
+            one["orders"] = [item for item, label in drawn.items() if label == 2]
+        assert two == one
+    write_labels(data, tmp_path / "own", np.array(own))
+    assert Dataset(tmp_path / "own").table("impressions").equals(data.table("impressions"))
+
+
+@pytest.mark.slow
+def test_leak_tests_train_again_without_labels(
+    world: Path, here: list[int], tmp_path: Path
+) -> None:
+    sizes = Sizes(rows=3000, users=20, seeds=1, other_seeds=1)
+    study = run_study(ARMS[:1], BASE, str(world), tmp_path, sizes)
+    data = prepare(Dataset(world))
+    found = {f.test: f for f in leak_tests(ARMS[0], BASE, data, study, tmp_path, 20)}
+    assert {"random_scorer", "label_oracle", "shuffled_labels", "shuffled_history"} <= set(found)
+    assert found["label_oracle"].passed and found["candidate_permutation"].passed
+    assert found["shuffled_labels"].passed
+    assert here == [2, 1, 1]
+    # Kept, as every training of a study.
+    again = {f.test: f for f in leak_tests(ARMS[0], BASE, data, study, tmp_path, 20)}
+    assert here == [2, 1, 1] and again == found
+
+
+def test_a_page_tells_every_arm_and_claim(tmp_path: Path) -> None:
+    arm = {"gauc": {"mean": 0.61, "sd": None, "n": 1}, "tuned_to": {}, "core_minutes": 1.0}
+    delta = {"gauc": {"delta": 0.012, "seeds": None, "users": [0.002, 0.022]}}
+    claim = {
+        "claim": "a better than b in gauc", "delta": 0.012, "seeds": [0.001, 0.02],
+        "users": [0.002, 0.022], "p_holm": 0.0123, "verdict": "supported",
+    }  # fmt: skip
+    found = {
+        "data_card_id": "card", "trained_on_rows": 1000, "test": {"rows": 10, "users": 5},
+        "core_hours": 0.1, "arms": {"a": arm, "b": arm}, "a_minus": {"b": delta},
+        "claims": [claim], "baselines": {"popularity": {"gauc": 0.55}},
+        "placebo_gains": {"p": {"gain": {"gauc": 0.001}, "cofars_gain": {"gauc": 0.01},
+                                "below_half": True}},
+        "slices": {}, "leak_tests": {"overlap": {"passed": None, "figures": {"items": 3.0}}},
+    }  # fmt: skip
+    write_page(found, tmp_path, "a", "gauc")
+    assert (tmp_path / "differences.png").read_bytes().startswith(b"\x89PNG")
+    page = (tmp_path / "report.md").read_text()
+    for line in (
+        "| b | 1 | 0.6100 | +0.0120 [+0.0020, +0.0220] |  |",
+        "| a better than b in gauc | +0.0120 | [+0.0010, +0.0200] | [+0.0020, +0.0220] | 0.0123 "
+        "| supported |",
+        "popularity 0.5500",
+        "p +0.0010 of +0.0100, under half in every metric",
+        "| overlap | printed only | items 3 |",
+    ):
+        assert line in page
 
 
 def test_arms_share_the_base_and_name_their_own_faults() -> None:
