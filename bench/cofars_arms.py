@@ -10,6 +10,16 @@ RATES = (1e-3, 2e-3)
 _OFF = (75.0, 87.0, 93.0, 97.0)
 CANDIDATE_AWARE = ("sim-hard", "sim-soft", "eta", "sdim", "twin")
 PLACEBOS = ("cofars-permuted", "cofars-random")
+# The full loss as printed, and what it lacks where a part is taken away; of the inner product and
+# of γ the selector that is fitted by L_MSE alone depends as well.
+_FULL: Point = {"cofars.encoder.anchored": False, "selector.train.epochs": 1}
+ABLATIONS: dict[str, Point] = {
+    "cofars-inner": {"cofars.encoder.similarity": "inner"},
+    "cofars-no-mse": {"cofars.loss.mse": 0.0},
+    "cofars-full-loss": _FULL,
+    "cofars-full-no-ind": {**_FULL, "cofars.loss.ind": 0.0},
+    "cofars-full-no-graph": {**_FULL, "cofars.graph.layers": 0},
+}
 METRICS = ("auc", "gauc_mean@user")
 
 
@@ -118,6 +128,10 @@ def arms(base: dict[str, Any], window: int) -> list[Arm]:
                 named=True,
             )
         )
+    chosen += [
+        Arm(name=name, recipe="ctr/cofars", options=options, tuned_as="cofars")
+        for name, options in ABLATIONS.items()
+    ]
     return chosen
 
 
