@@ -5,7 +5,7 @@ from typing import Any
 from bench.fair.arms import Arm, Point
 from bench.fair.judge import Claim
 
-RATES = (1e-3, 2e-3)
+RATES = (2e-3, 4e-3)
 # Part of what a gate sees that stays off; each next one opens half as much.
 _OFF = (75.0, 87.0, 93.0, 97.0)
 CANDIDATE_AWARE = ("sim-hard", "sim-soft", "eta", "sdim", "twin")

@@ -54,6 +54,7 @@ def run(
 
     data, placebo: data set folders. config: of `ctr/cofars`; what the arms have in common. rows,
     users, seeds, other_seeds, max_core_hours: see `Sizes`; they hold for each of the two folders.
+    On `placebo` only the arms run that a claim names.
     window: events that arms which search the history see.
 
     Raises:
@@ -72,9 +73,11 @@ def run(
     )
     chosen = arms(base, window)
     result: dict[str, Any] = {"bench": "cofars-fair", "config": config, "out": out}
-    for name, folder in (("data", data), ("placebo", placebo)):
+    # No claim asks for the others where the law is off.
+    named = [arm for arm in chosen if arm.named]
+    for name, folder, studied in (("data", data, chosen), ("placebo", placebo, named)):
         if folder is not None:
-            study = run_study(chosen, base, folder, Path(out) / name, sizes)
+            study = run_study(studied, base, folder, Path(out) / name, sizes)
             where = Path(out) / name / "runs"
             result[name] = _reported(study, base, folder, where, sizes, replicates)
             result[name]["leak_tests"] = _leaks(

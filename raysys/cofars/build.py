@@ -33,6 +33,7 @@ def build_selector(
         smoothing=options.smoothing,
         similarity=options.similarity,
         joint_only=options.joint_only,
+        joint_dropout=options.joint_dropout,
         mean_user=options.cold_user == "mean",
         user_dropout=options.user_dropout,
         init_std=options.init_std,

@@ -49,6 +49,8 @@ class EncoderConfig(_Frozen):
     `activation`: softmax per field; the paper's sigmoid as it is; sigmoids divided by their
     sum per field. `similarity`: 1 − divergence of shares, or σ of the inner product (ablation).
     `joint_only`: a context is one vector (0 where unseen), without those of its values.
+    `joint_dropout`: share of the contexts in L_MSE that are seen through their values alone, as
+    an unseen combination will be.
     `cold_user`: the vector of an unknown user. `anchored`: after the warm-up the prototypes are
     put on contexts, and the encoder stays as it is. Otherwise the prototypes are where L_IND has
     spread them, and the full loss moves all vectors, as printed.
@@ -62,6 +64,7 @@ class EncoderConfig(_Frozen):
     smoothing: Positive = 1e-3
     similarity: Similarity = "divergence"
     joint_only: bool = False
+    joint_dropout: Share = 0.8
     cold_user: Literal["zero", "mean"] = "zero"
     user_dropout: Share = 0.1
     init_std: Positive = 0.01

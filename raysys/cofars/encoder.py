@@ -23,7 +23,7 @@ class ContextEncoder(nn.Module):
         dim: D.
         hidden: units of the MLP behind P.
         prototypes: P.
-        activation, similarity, joint_only, user_dropout: see `EncoderConfig`.
+        activation, similarity, joint_only, joint_dropout, user_dropout: see `EncoderConfig`.
         divergence, smoothing: see `Divergence`.
         mean_user: unknown users get the mean vector instead of 0.
         init_std: of all vectors.
@@ -44,6 +44,7 @@ class ContextEncoder(nn.Module):
         smoothing: float = 1e-3,
         similarity: Similarity = "divergence",
         joint_only: bool = False,
+        joint_dropout: float = 0.0,
         mean_user: bool = False,
         user_dropout: float = 0.1,
         init_std: float = 0.01,
@@ -55,6 +56,7 @@ class ContextEncoder(nn.Module):
         self.similar_by = similarity
         self.mean_user = mean_user
         self.user_dropout = user_dropout
+        self.joint_dropout = 0.0 if joint_only else joint_dropout
         self.divergence = Divergence(widths, divergence, smoothing=smoothing)
         self.values = None if joint_only else FieldEmbedding(cardinalities, dim, init_std=init_std)
         self.joint = FieldEmbedding((contexts,), dim, init_std=init_std)
@@ -73,6 +75,17 @@ class ContextEncoder(nn.Module):
             return joint
         values: Tensor = self.values(codes)
         return joint + values.view(*codes.shape, self.dim).sum(-2)
+
+    def forget(self, rows: Tensor, drawn: Tensor) -> Tensor:
+        """Rows of the context table [...] with some of them 0, unseen, while training; `drawn`,
+        uniform numbers [...], decide which.
+
+        Otherwise the vectors of combinations explain what those of values could, and a combination
+        that training never met is told by values that have learned little.
+        """
+        if not (self.training and self.joint_dropout):
+            return rows
+        return rows.masked_fill(drawn < self.joint_dropout, 0)
 
     @torch.no_grad()
     def place_prototypes(

@@ -318,20 +318,23 @@ class CofarsSelector(nn.Module):
             if not len(shares):
                 return users.new_zeros(len(users))
             first = first.clamp_max(len(shares) - 1)
-        left, right = draw_pairs(first, count, self._pair_noise(requests))
+        noise = self._pair_noise(requests)
+        left, right = draw_pairs(first, count, noise[:2])
         near, far = (
-            encoder.contexts(codes[side], rows[side]) + users.unsqueeze(1) for side in (left, right)
+            encoder.contexts(codes[side], encoder.forget(rows[side], drawn)) + users.unsqueeze(1)
+            for side, drawn in ((left, noise[2]), (right, noise[3]))
         )
         logged = encoder.divergence(shares[left], shares[right])
         loss = encoder.pair_loss(near, far, logged)
         return loss * (count > 0).to(loss.dtype)
 
     def _pair_noise(self, requests: Requests) -> Tensor:
-        """[2, R, n] numbers that depend on the request alone."""
+        """[4, R, n] numbers that depend on the request alone: two that draw the contexts of a
+        pair, two that decide which of them are seen through their values only."""
         device = requests.user.device
         if requests.draw is None:
-            return torch.rand((2, len(requests), self.pairs), device=device)
-        side = torch.arange(2, device=device).view(2, 1, 1)
+            return torch.rand((4, len(requests), self.pairs), device=device)
+        side = torch.arange(4, device=device).view(4, 1, 1)
         place = torch.arange(self.pairs, device=device)
         return uniform(mixed(_PAIRS, requests.draw.view(1, -1, 1), side, place))
 

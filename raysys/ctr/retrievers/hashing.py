@@ -84,35 +84,35 @@ class BucketSums(Retriever):
 
     def forward(self, pairs: Pairs, attention: TargetAttention | None = None) -> Tensor:
         """See `Retriever`."""
-        asked, sums = self._sums(pairs)
+        asked, _, sums = self._sums(pairs)
+        unit = nn.functional.normalize(sums, dim=-1)
         interest = torch.zeros_like(pairs.query)
-        for group, of_buckets in enumerate(sums):
-            unit = nn.functional.normalize(of_buckets, dim=-1)
-            interest = interest + _of(unit, asked[..., group])
+        for group in range(self.groups):
+            interest = interest + _of(unit[:, group], asked[..., group])
         return interest / self.groups
 
     def weights(self, pairs: Pairs, attention: TargetAttention | None = None) -> Tensor:
         """See `Retriever`: forward(...) = weights · keys."""
-        asked, sums = self._sums(pairs)
-        lived = self.buckets(pairs.keys)
+        asked, lived, sums = self._sums(pairs)
         real = pairs.mask.unsqueeze(1)
+        norms = sums.norm(dim=-1, keepdim=True)
         out = pairs.keys.new_zeros(*asked.shape[:2], lived.shape[1])
-        for group, of_buckets in enumerate(sums):
-            norm = _of(of_buckets.norm(dim=-1, keepdim=True), asked[..., group]).clamp(min=1e-12)
+        for group in range(self.groups):
+            norm = _of(norms[:, group], asked[..., group]).clamp(min=1e-12)
             same = asked[:, :, None, group] == lived[:, None, :, group]
             out = out + (same & real).to(out.dtype) / norm
         return out / self.groups
 
-    def _sums(self, pairs: Pairs) -> tuple[Tensor, list[Tensor]]:
-        """Buckets of the candidates [B, C, G]; for each group the sums of its buckets
-        [B, 2^τ, D]."""
+    def _sums(self, pairs: Pairs) -> tuple[Tensor, Tensor, Tensor]:
+        """Buckets of the candidates [B, C, G] and of the events [B, L, G]; sums of the events in
+        each bucket [B, G, 2^τ, D]."""
         every = torch.arange(2 ** len(self.powers), device=pairs.keys.device)
         lived = self.buckets(pairs.keys)
-        sums = []
-        for group in range(self.groups):
-            inside = (every[:, None] == lived[:, None, :, group]) & pairs.mask.unsqueeze(1)
-            sums.append(torch.bmm(inside.to(pairs.keys.dtype), pairs.keys))
-        return self.buckets(pairs.query), sums
+        inside = lived.transpose(1, 2).unsqueeze(2) == every.view(1, 1, -1, 1)
+        inside &= pairs.mask.view(len(lived), 1, 1, -1)
+        # One product for all groups: a product of few rows runs at a fraction of the speed.
+        sums = torch.bmm(inside.flatten(1, 2).to(pairs.keys.dtype), pairs.keys)
+        return self.buckets(pairs.query), lived, sums.unflatten(1, inside.shape[1:3])
 
 
 def _of(values: Tensor, bucket: Tensor) -> Tensor:
