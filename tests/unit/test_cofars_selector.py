@@ -6,13 +6,15 @@ import math
 import numpy as np
 import pytest
 import torch
-from cofars_planted import ITEMS, SIZES, VALUES, WIDTHS, Planted, histories
+from cofars_planted import ITEMS, SIZES, VALUES, WIDTHS, Planted, cluster, histories, train
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
+from sklearn.metrics import roc_auc_score
 
 from raysys.cofars.build import build_selector
 from raysys.cofars.config import CofarsConfig
+from raysys.cofars.encoder import ContextEncoder
 from raysys.cofars.graph import edges
 from raysys.cofars.losses import draw_pairs, recommendation_loss
 from raysys.data.attribute_counts import user_shares
@@ -279,3 +281,45 @@ def test_prototypes_are_placed_on_medoids_of_contexts() -> None:
         mine = np.flatnonzero(cell == number)
         cost = {m: sum(float(weight[i]) * apart[m, i] for i in mine) for m in mine.tolist()}
         assert cost[medoid] == pytest.approx(min(cost.values()), abs=1e-5)
+
+
+def test_forgotten_combinations_are_forgotten_only_while_training() -> None:
+    torch.manual_seed(0)
+    options = dict(cardinalities=(4, 4), contexts=9, users=5, widths=(3, 2), dim=8)
+    encoder = ContextEncoder(**options, joint_dropout=0.5)
+    rows, drawn = torch.tensor([[1, 2], [3, 4]]), torch.tensor([[0.1, 0.6], [0.5, 0.4]])
+    assert encoder.train().forget(rows, drawn).tolist() == [[0, 2], [3, 0]]
+    assert encoder.eval().forget(rows, drawn).tolist() == rows.tolist()
+    # A context that is one vector has nothing else to be told by.
+    alone = ContextEncoder(**options, joint_dropout=0.5, joint_only=True).train()
+    assert alone.forget(rows, drawn).tolist() == rows.tolist()
+
+
+@pytest.mark.slow
+def test_unseen_combinations_find_their_cluster_if_values_learn_alone() -> None:
+    rng = np.random.default_rng(5)
+    every = np.stack(np.meshgrid(*(np.arange(2, 2 + n) for n in SIZES.values())), -1)
+    every = rng.permutation(every.reshape(-1, 3))
+    held, seen = every[:10], every[10:]
+    lengths = [400] * 5
+    past = histories(lengths, seed=1, contexts=seen[rng.integers(0, len(seen), sum(lengths))])
+    data = Planted.of(past)
+    same = cluster(held)[:, None] == cluster(seen)[None]
+
+    def told(joint_dropout: float) -> float:
+        selector = data.selector(hidden=(64,), init_std=0.1, joint_dropout=joint_dropout)
+        train(selector, data, warm=400, steps=0)
+        model = selector.encoder
+        with torch.no_grad():
+            profiles = [
+                model.profile(model.contexts(codes, torch.from_numpy(data.table.rows(keys))))
+                for codes, keys in (
+                    (torch.from_numpy(c), data.table.keys(c.astype(np.int32))) for c in (held, seen)
+                )
+            ]
+            sim = 1 - model.divergence.pairwise(*profiles)
+        return float(roc_auc_score(same.ravel(), sim.numpy().ravel()))
+
+    forgetful, remembering = told(0.8), told(0.0)
+    assert forgetful >= 0.9
+    assert forgetful >= remembering + 0.03, (forgetful, remembering)
