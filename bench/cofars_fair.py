@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
-from bench.cofars_arms import CANDIDATE_AWARE, METRICS, PLACEBOS, arms, claims
+from bench.cofars_arms import CANDIDATE_AWARE, PLACEBOS, arms, claims
 from bench.cofars_recovery import recovery
 from bench.fair.arms import Arm
 from bench.fair.judge import Claim, Judged, differences, judge, part, values
@@ -30,11 +31,12 @@ from raysys.metrics.bootstrap import REPLICATES
 from raysys.metrics.compare import System
 from raysys.metrics.seeds import EFFECT
 from raysys.options import load_yaml
+from raysys.recipes.evaluate import group_key
 from raysys.recipes.split_scorer import chosen_impressions
 
-_SHOWN = ("auc", "gauc_mean@user", "gauc_weighted@user", "logloss", "auc_ctcvr")
-_GAP = "gauc_mean@user"
+_LONGEST = 10_000  # events that a searching arm may see
 Scores = dict[str, Floats]
+Figures = dict[str, Any]
 
 
 def run(
@@ -45,17 +47,21 @@ def run(
     seeds: int = 5,
     other_seeds: int = 2,
     rows: int = 300_000,
+    valid_rows: int = 30_000,
     users: int = 2_000,
-    window: int = 1_000,
+    window: int | None = None,
+    category: str | None = None,
     max_core_hours: float = 4.0,
     replicates: int = REPLICATES,
-) -> dict[str, Any]:
+) -> Figures:
     """Every arm with its figures, every claim with its intervals and words.
 
     data, placebo: data set folders. config: of `ctr/cofars`; what the arms have in common. rows,
-    users, seeds, other_seeds, max_core_hours: see `Sizes`; they hold for each of the two folders.
-    On `placebo` only the arms run that a claim names.
-    window: events that arms which search the history see.
+    valid_rows, users, seeds, other_seeds, max_core_hours: see `Sizes`; they hold for each of the
+    two folders. On `placebo` only the arms run that a claim names.
+    window: the newest events that arms which search or pool the history see; by default as many
+    as the longest history has, 10,000 at most. With a smaller one these arms know less than
+    CoFARS, and the verdict says so. category: the item field of SIM's hard search.
 
     Raises:
         ConfigError: no config of `ctr/cofars`, or `out` holds a study with other options.
@@ -66,60 +72,88 @@ def run(
         raise ConfigError(f"{config}: no config of ctr/cofars; it has no section cofars")
     sizes = Sizes(
         rows=rows,
+        valid_rows=valid_rows,
         users=users,
         seeds=seeds,
         other_seeds=other_seeds,
         max_core_hours=max_core_hours,
     )
-    chosen = arms(base, window)
-    result: dict[str, Any] = {"bench": "cofars-fair", "config": config, "out": out}
-    # No claim asks for the others where the law is off.
-    named = [arm for arm in chosen if arm.named]
-    for name, folder, studied in (("data", data, chosen), ("placebo", placebo, named)):
-        if folder is not None:
-            study = run_study(studied, base, folder, Path(out) / name, sizes)
-            where = Path(out) / name / "runs"
-            result[name] = _reported(study, base, folder, where, sizes, replicates)
-            result[name]["leak_tests"] = _leaks(
-                chosen, base, study, folder, Path(out) / name, users
-            )
-            write_page(result[name], Path(out) / name, "cofars", _GAP)
+    result: Figures = {"bench": "cofars-fair", "config": config, "out": out}
+    for name, folder in (("data", data), ("placebo", placebo)):
+        if folder is None:
+            continue
+        prepared = prepare(Dataset(folder))
+        lengths = _history_lengths(prepared, users)
+        seen = window or int(min(_LONGEST, lengths.max(initial=1)))
+        studied = arms(base, seen, category)
+        if name == "placebo":
+            # No claim asks for the others where the law is off.
+            studied = [arm for arm in studied if arm.named]
+        study = run_study(studied, base, folder, Path(out) / name, sizes)
+        scores = _cheap(prepared, users)
+        where = Path(out) / name / "runs"
+        found = _reported(study, base, prepared, where, scores, replicates)
+        found |= {"data": folder, "window": seen}
+        found["beyond_window"] = float((lengths > seen).mean())
+        found["leak_tests"] = _leaks(
+            studied, base, study, prepared, Path(out) / name, users, scores
+        )
+        result[name] = found
+        write_page(found, Path(out) / name, "cofars", found["headline"])
     result["verdict"] = _verdict(result)
     return result
 
 
-def markdown(result: dict[str, Any]) -> str:
+def markdown(result: Figures) -> str:
     """The tables of `run` for the page of results."""
     parts = [f"Verdict: **{result['verdict']}**."]
     for name in ("data", "placebo"):
         if name in result:
             title = "The data" if name == "data" else "The same with the context law off"
-            parts.append(f"{title}. {tables(result[name], 'cofars', _GAP)}")
+            found = result[name]
+            parts.append(f"{title}. {tables(found, 'cofars', found['headline'])}")
     return "\n\n".join(parts)
 
 
+def _history_lengths(data: Prepared, users: int) -> npt.NDArray[np.int64]:
+    """Events before each test request that is scored."""
+    chosen = chosen_impressions(data, "test", users)
+    return data.impressions.end[chosen] - data.impressions.start[chosen]
+
+
 def _reported(
-    study: Study, base: dict[str, Any], folder: str, runs: Path, sizes: Sizes, replicates: int
-) -> dict[str, Any]:
-    data = prepare(Dataset(folder))
+    study: Study,
+    base: dict[str, Any],
+    data: Prepared,
+    runs: Path,
+    scores: Scores,
+    replicates: int,
+) -> Figures:
+    key = group_key(data)
+    headline = f"gauc_mean@{key}"
+    metrics = ("auc", headline)
     first = study.systems["cofars"].rows[0][""]
-    orders = 0 < int(first.order.sum()) < len(first)
-    shown = [m for m in _SHOWN if orders or m != "auc_ctcvr"]
+    shown = ["auc", headline, f"gauc_weighted@{key}", "logloss"]
+    if 0 < int(first.order.sum()) < len(first):
+        shown.append("auc_ctcvr")
     contexts = base["cofars"]["contexts"]["features"]
     support = base["cofars"]["preferences"].get("support", 30)
     parts = slices(data, first, contexts, support)
     rival = max(
         CANDIDATE_AWARE, key=lambda name: float(np.mean(list(study.validation[name].values())))
     )
-    asked = [claim for claim in claims(rival) if not claim.slice or claim.slice in parts]
+    asked = claims(rival, metrics)
     judged = judge(asked, study.systems, parts, effect=EFFECT, replicates=replicates)
+    cofars = study.systems["cofars"]
     others = {name: s for name, s in study.systems.items() if name != "cofars"}
-    minus = differences(study.systems["cofars"], others, shown, replicates=replicates)
-    scores = _cheap(data, sizes.users)
-    cheap = baseline_metrics(first, scores, METRICS)
+    others |= {name: _constant(name, values, cofars) for name, values in scores.items()}
+    minus = differences(cofars, others, shown[:3], replicates=replicates)
+    cheap = baseline_metrics(first, scores, metrics)
+    gains = _placebo_gains(study.systems, metrics)
     return {
-        "data": folder,
         "data_card_id": data.dataset.manifest.data_card_id,
+        "headline": headline,
+        "planted": "oracle" in scores,
         "trained_on_rows": study.rows,
         "test": {"rows": len(first), "users": len(first.user.values)},
         "core_hours": round(sum(study.seconds.values()) / 3600, 2),
@@ -144,24 +178,38 @@ def _reported(
         },
         "best_candidate_aware": rival,
         "claims": [_told(row) for row in judged],
-        "placebo_gains": _placebo_gains(study.systems),
-        "slices": _sliced(study.systems, parts),
+        "placebo_gains": gains,
+        "slices": _sliced(study.systems, parts, headline),
         "baselines": {
             name: {m: v.value for m, v in found.items()} for name, found in cheap.items()
         },
-        **_planted(study, data, runs, scores, replicates),
+        **_planted(study, data, runs, scores, headline, replicates),
         "supported_but_cost": all(row.holds for row in judged)
-        and all(gain["below_half"] for gain in _placebo_gains(study.systems).values()),
+        and all(gain["below_half"] for gain in gains.values()),
         "not_worse_than_best": all(row.holds for row in judged if row.claim.b == rival),
     }
 
 
+def _constant(name: str, scores: Floats, like: System) -> System:
+    """A baseline as an arm that is the same with every seed of `like`."""
+    return System(
+        name, {seed: {"": rows[""].with_scores(scores)} for seed, rows in like.rows.items()}
+    )
+
+
 def _leaks(
-    chosen: Sequence[Arm], base: dict[str, Any], study: Study, folder: str, out: Path, users: int
-) -> dict[str, Any]:
+    chosen: Sequence[Arm],
+    base: dict[str, Any],
+    study: Study,
+    data: Prepared,
+    out: Path,
+    users: int,
+    scores: Scores,
+) -> Figures:
     """Of CoFARS: it has every part that could leak."""
     arm = next(arm for arm in chosen if arm.name == "cofars")
-    found = leak_tests(arm, base, prepare(Dataset(folder)), study, out, users)
+    cheap = {name: values for name, values in scores.items() if name != "oracle"}
+    found = leak_tests(arm, base, data, study, out, users, cheap)
     return {finding.test: finding.model_dump(exclude={"test"}) for finding in found}
 
 
@@ -175,34 +223,35 @@ def _told(row: Judged) -> dict[str, Any]:
         "delta": row.delta,
         "n_seeds": row.n_seeds,
         "seeds": None if row.seeds is None else [row.seeds.low, row.seeds.high],
-        "users": [row.users.low, row.users.high],
+        "users": None if row.users is None else [row.users.low, row.users.high],
         "p_holm": row.p_holm,
         "verdict": row.verdict,
+        "reason": row.reason,
     }
 
 
-def _placebo_gains(systems: dict[str, System]) -> dict[str, dict[str, Any]]:
+def _placebo_gains(systems: dict[str, System], metrics: Sequence[str]) -> dict[str, Figures]:
     """Gains over recent-K; of a placebo under half of CoFARS's, in all metrics (§5 d)."""
     means = {
-        name: {m: v.mean for m, v in values(systems[name], METRICS).items()}
+        name: {m: v.mean for m, v in values(systems[name], metrics).items()}
         for name in ("cofars", "recent", *PLACEBOS)
     }
     gains = {
-        name: {m: means[name][m] - means["recent"][m] for m in METRICS}
+        name: {m: means[name][m] - means["recent"][m] for m in metrics}
         for name in ("cofars", *PLACEBOS)
     }
     return {
         name: {
             "gain": gains[name],
             "cofars_gain": gains["cofars"],
-            "below_half": all(gains[name][m] < gains["cofars"][m] / 2 for m in METRICS),
+            "below_half": all(gains[name][m] < gains["cofars"][m] / 2 for m in metrics),
         }
         for name in PLACEBOS
     }
 
 
-def _sliced(systems: dict[str, System], parts: dict[str, Mask]) -> dict[str, Any]:
-    out: dict[str, Any] = {}
+def _sliced(systems: dict[str, System], parts: dict[str, Mask], metric: str) -> Figures:
+    out: Figures = {}
     for name, mask in parts.items():
         cut = {arm: part(system, mask) for arm, system in systems.items()}
         first = next(iter(cut.values())).rows[0][""]
@@ -210,7 +259,7 @@ def _sliced(systems: dict[str, System], parts: dict[str, Mask]) -> dict[str, Any
             continue
         out[name] = {
             "rows": int(mask.sum()),
-            _GAP: {arm: values(system, [_GAP])[_GAP].mean for arm, system in cut.items()},
+            metric: {arm: values(system, [metric])[metric].mean for arm, system in cut.items()},
         }
     return out
 
@@ -229,8 +278,8 @@ def _cheap(data: Prepared, users: int) -> Scores:
 
 
 def _planted(
-    study: Study, data: Prepared, runs: Path, scores: Scores, replicates: int
-) -> dict[str, Any]:
+    study: Study, data: Prepared, runs: Path, scores: Scores, metric: str, replicates: int
+) -> Figures:
     """Share of the gap that each arm closes, and what of the hidden map is recovered."""
     if "oracle" not in scores:
         return {}
@@ -239,7 +288,7 @@ def _planted(
             {seed: folds[""] for seed, folds in system.rows.items()},
             scores[GBDT[0]],
             scores["oracle"],
-            _GAP,
+            metric,
             replicates=replicates,
         )
         for name, system in study.systems.items()
@@ -261,15 +310,49 @@ def _planted(
     }
 
 
-def _verdict(result: dict[str, Any]) -> str:
-    """The fixed words of §5; the cost part is measured by `cofars-cost`."""
+def _verdict(result: Figures) -> str:
+    """The words of §5, in a fixed order; the cost part is measured by `cofars-cost`."""
     found = result["data"]
     for test, finding in found["leak_tests"].items():
         if finding["passed"] is False:
             return f"not to be trusted: {test} failed"
+    words = _words(found, result.get("placebo"))
+    if found["beyond_window"]:
+        words += (
+            f"; {found['beyond_window']:.0%} of the requests have more events than the "
+            f"{found['window']} that searching arms saw"
+        )
+    return f"{_beside_baselines(found)}; {words}"
+
+
+def _words(found: Figures, placebo: Figures | None) -> str:
+    if open_claims := [c["claim"] for c in found["claims"] if c["verdict"] == "no verdict"]:
+        return f"no verdict: not to be judged here is that {open_claims[0]}"
     if not found["supported_but_cost"]:
-        return "quality: equal to the best" if found["not_worse_than_best"] else "not supported"
-    placebo: Sequence[dict[str, Any]] = result.get("placebo", {}).get("claims", ())
-    if any(row["verdict"] == "supported" for row in placebo):
+        broken = "planted data: the law is not recovered as it should be"
+        equal = found["not_worse_than_best"]
+        real = "not supported in quality; not inferior to the best candidate-aware arm, so "
+        real += "cheaper at equal quality if cofars-cost shows it" if equal else ""
+        return broken if found["planted"] else (real if equal else "not supported")
+    if placebo is not None and any(c["verdict"] == "supported" for c in placebo["claims"]):
         return "not supported: CoFARS also wins where the context law is off"
+    if found["planted"]:
+        world = "with the law off it does not win" if placebo else "the world without it not run"
+        return f"planted data, which support nothing beyond correctness: the law is found; {world}"
     return "supported, if retrieval time is flat (cofars-cost)"
+
+
+def _beside_baselines(found: Figures) -> str:
+    """CoFARS beside the trees and the best of the other cheap rules, in the headline."""
+    metric = found["headline"]
+    cheap = {n: v[metric] for n, v in found["baselines"].items() if n != "oracle"}
+    trees = max(GBDT, key=lambda name: cheap.get(name, 0.0))
+    rule = max((n for n in cheap if n not in GBDT), key=lambda name: cheap[name])
+    told = []
+    for name in (trees, rule):
+        if name in cheap:
+            row = found["cofars_minus"][name][metric]
+            low, high = row["users"]
+            side = "above" if low > 0 else "below" if high < 0 else "neither above nor below"
+            told.append(f"{side} {name} ({row['delta']:+.4f} [{low:+.4f}, {high:+.4f}])")
+    return f"{metric} is {' and '.join(told)}"

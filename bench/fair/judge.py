@@ -7,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict
 
+from raysys.errors import MetricError
 from raysys.metrics import evaluate
 from raysys.metrics.bootstrap import Interval
 from raysys.metrics.compare import ComparedMetric, System, compare
@@ -33,19 +34,20 @@ class Claim(BaseModel):
 
 class Judged(BaseModel):
     """delta: a − b over shared seeds. seeds, users: 95 % intervals. p_holm: over all claims that
-    say `better`."""
+    say `better`. reason: why nothing could be compared; such a claim does not hold."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     claim: Claim
-    a: float
-    b: float
-    delta: float
-    n_seeds: int
-    seeds: Interval | None
-    users: Interval
-    p_holm: float | None
-    verdict: Verdict
+    a: float | None = None
+    b: float | None = None
+    delta: float | None = None
+    n_seeds: int = 0
+    seeds: Interval | None = None
+    users: Interval | None = None
+    p_holm: float | None = None
+    verdict: Verdict = "no verdict"
+    reason: str = ""
 
     @property
     def holds(self) -> bool:
@@ -63,17 +65,20 @@ def judge(
 ) -> list[Judged]:
     """Every claim with its verdict, in order.
 
-    systems: by arm, all over the same rows in the same order. slices: rows [N] by name.
+    systems: by arm, all over the same rows in the same order. slices: rows [N] by name. A claim
+    on a slice without rows, or with too few users, has no verdict and stays in Holm's family.
     """
-    found = [_compared(claim, systems, slices, effect, replicates) for claim in claims]
+    found = [_tried(claim, systems, slices, effect, replicates) for claim in claims]
     family = {
-        str(place): 1.0 if row.p is None else row.p
+        str(place): 1.0 if isinstance(row, str) or row.p is None else row.p
         for place, (claim, row) in enumerate(zip(claims, found, strict=True))
         if claim.kind == "better"
     }
     adjusted = holm(family)
     return [
-        _judged(claim, row, adjusted.get(str(place)), effect)
+        Judged(claim=claim, reason=row)
+        if isinstance(row, str)
+        else _judged(claim, row, adjusted.get(str(place)), effect)
         for place, (claim, row) in enumerate(zip(claims, found, strict=True))
     ]
 
@@ -116,6 +121,22 @@ def _shared(a: System, b: System) -> tuple[System, System]:
     seeds = sorted(a.rows.keys() & b.rows.keys())
     first, second = (System(s.name, {seed: s.rows[seed] for seed in seeds}) for s in (a, b))
     return first, second
+
+
+def _tried(
+    claim: Claim,
+    systems: Mapping[str, System],
+    slices: Mapping[str, Mask],
+    effect: float,
+    replicates: int,
+) -> ComparedMetric | str:
+    """What is compared, or why that is not possible."""
+    if claim.slice and claim.slice not in slices:
+        return "no such rows"
+    try:
+        return _compared(claim, systems, slices, effect, replicates)
+    except MetricError as error:
+        return str(error)
 
 
 def _compared(

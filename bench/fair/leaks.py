@@ -1,5 +1,7 @@
 """Leak tests of a study: the suite on one arm, which is also trained again on shuffled labels."""
 
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,19 +14,28 @@ from bench.fair.cell import Cell, scores_of
 from bench.fair.study import Study, train_all
 from raysys.data.dataset import Dataset, DatasetWriter
 from raysys.data.prepared import Prepared
+from raysys.metrics.blocks import Floats
 from raysys.metrics.leaks import Finding
-from raysys.metrics.suite import Audit, Training, run_suite
+from raysys.metrics.suite import Training, run_suite
+from raysys.recipes.evaluate import audit_of, group_key
 from raysys.recipes.split_scorer import SplitScorer
 
 Ints = npt.NDArray[np.int64]
 
 
 def leak_tests(
-    arm: Arm, base: dict[str, Any], data: Prepared, study: Study, out: Path, users: int
+    arm: Arm,
+    base: dict[str, Any],
+    data: Prepared,
+    study: Study,
+    out: Path,
+    users: int,
+    scores: Mapping[str, Floats],
 ) -> list[Finding]:
-    """What the suite finds on the arm's run with seed 0, of the tests that need a model.
+    """What the suite finds on the arm's run with seed 0.
 
     out: the study's folder; what is trained again is kept below it, as large as in tuning.
+    scores: [N] of the cheap baselines on the test rows.
     """
     scorer = SplitScorer.of(
         str(out / "runs" / arm.name / "seed-0"), data, "test", lambda n: None, users
@@ -33,7 +44,7 @@ def leak_tests(
     rows = log.rows(np.sort(np.concatenate([log.of("train"), log.of("valid")])))
     labels = (log.click[rows] + log.order[rows]).astype(np.int64)
 
-    def again(shuffled: npt.ArrayLike) -> npt.NDArray[np.float64]:
+    def again(shuffled: npt.ArrayLike) -> Floats:
         folder = out / "shuffled" / "data"
         if not folder.is_dir():
             write_labels(data.dataset, folder, np.asarray(shuffled))
@@ -41,17 +52,12 @@ def leak_tests(
         config = arm.config(base, study.chosen[arm.name], 0, given)
         cell = Cell(out / "shuffled" / arm.name, config, "test", users)
         train_all([cell], "shuffled labels")
-        scores: npt.NDArray[np.float64] = scores_of(cell).score
-        return scores
+        return scores_of(cell).score
 
-    audit = Audit(
-        scorer=scorer,
-        history_lengths=scorer.history_lengths(),
-        # Slates hold several clicks: how many would survive a shuffle within them.
-        training=Training(again, labels, np.arange(len(labels)), within_groups=False),
-    )
-    findings = run_suite(scorer.rows, "user", audit)
-    return [finding for finding in findings if not finding.note.startswith("not run")]
+    # Slates hold several clicks: how many would survive a shuffle within them.
+    training = Training(again, labels, np.arange(len(labels)), within_groups=False)
+    audit = replace(audit_of(data, scorer, dict(scores)), training=training)
+    return run_suite(scorer.rows, group_key(data), audit)
 
 
 def write_labels(data: Dataset, out: Path, labels: Ints) -> None:

@@ -15,6 +15,7 @@ def write_page(found: Figures, out: Path, subject: str, metric: str) -> None:
     rows = [
         draw.Bar(name, m[metric]["delta"], *m[metric]["users"], strong=m[metric]["users"][0] > 0)
         for name, m in found[f"{subject}_minus"].items()
+        if name in found["arms"]
     ]
     picture = draw.bars_png(rows, f"{subject} minus the arm, {metric}, 95 % over users", zero=True)
     (out / "differences.png").write_bytes(picture)
@@ -28,11 +29,12 @@ def tables(found: Figures, subject: str, metric: str) -> str:
         part
         for part in (
             f"Data card {found['data_card_id']}; trained on {found['trained_on_rows']:,} rows; "
+            f"searching arms see {found['window']:,} events; "
             f"scored on {found['test']['rows']:,} rows of {found['test']['users']:,} users; "
             f"{found['core_hours']} core hours.",
             _arms(found, subject, shown, metric),
             _claims(found["claims"]),
-            _baselines(found["baselines"], metric),
+            _baselines(found, subject, metric),
             _placebos(found["placebo_gains"], metric),
             _slices(found["slices"], metric),
             _planted(found),
@@ -70,24 +72,25 @@ def _claims(claims: Sequence[Figures]) -> str:
         [
             [
                 row["claim"],
-                f"{row['delta']:+.4f}",
+                "" if row["delta"] is None else f"{row['delta']:+.4f}",
                 _interval(row["seeds"]),
                 _interval(row["users"]),
                 "" if row["p_holm"] is None else f"{row['p_holm']:.3g}",
-                row["verdict"],
+                f"{row['verdict']} ({row['reason']})" if row["reason"] else row["verdict"],
             ]
             for row in claims
         ],
     )
 
 
-def _baselines(found: Figures, metric: str) -> str:
-    return (
-        "Cheap baselines, "
-        + metric
-        + ": "
-        + ", ".join(f"{name} {values[metric]:.4f}" for name, values in found.items())
-    )
+def _baselines(found: Figures, subject: str, metric: str) -> str:
+    minus = found[f"{subject}_minus"]
+    rows = []
+    for name, values in found["baselines"].items():
+        row = minus.get(name, {}).get(metric)
+        told = "" if row is None else f"{row['delta']:+.4f} {_interval(row['users'])}"
+        rows.append([name, f"{values[metric]:.4f}", told])
+    return table(["baseline", metric, f"{subject} − it [users]"], rows)
 
 
 def _placebos(found: Figures, metric: str) -> str:
@@ -139,6 +142,8 @@ def _leaks(found: Figures) -> str:
     words = {True: "passed", False: "FAILED", None: "printed only"}
     rows = [
         [name, words[f["passed"]], ", ".join(f"{k} {v:.4g}" for k, v in f["figures"].items())]
+        if f["figures"]
+        else [name, f["note"] or words[f["passed"]], ""]
         for name, f in found.items()
     ]
     return table(["leak test", "", "figures"], rows)

@@ -17,6 +17,7 @@ from raysys.metrics import ScoredRows
 Ints = npt.NDArray[np.int64]
 Mask = npt.NDArray[np.bool_]
 _LENGTHS = (100, 1000)
+UNSEEN = "context unseen"
 
 
 def slices(data: Prepared, rows: ScoredRows, contexts: Sequence[str], rare: int) -> dict[str, Mask]:
@@ -46,7 +47,7 @@ def slices(data: Prepared, rows: ScoredRows, contexts: Sequence[str], rare: int)
     out |= {
         "context seen": met >= rare,
         "context rare": (met > 0) & (met < rare),
-        "context unseen": met == 0,
+        UNSEEN: met == 0,
     }
     for code in np.unique(codes[:, 0]):
         out[f"{contexts[0]}={_name(codec.features[0], int(code))}"] = codes[:, 0] == code

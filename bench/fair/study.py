@@ -25,7 +25,8 @@ _SMALLEST = 1 / 3  # of the rows, however little time there is
 class Sizes(BaseModel):
     """How much is computed (METRICS.md's cost rule).
 
-    rows: candidate rows to train on; tuning takes a third of them. users: whose test rows are
+    rows: candidate rows to train on; tuning takes a third of them. valid_rows: of the validation
+    part, by which options and epochs are chosen, in tuning too. users: whose test rows are
     scored. seeds: of the arms named in the rule for the verdict; other_seeds: of the others.
     max_core_hours: after tuning, the rows are reduced so that the whole study keeps to it, to
     a third at most.
@@ -34,6 +35,7 @@ class Sizes(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     rows: int = Field(default=300_000, ge=1)
+    valid_rows: int = Field(default=30_000, ge=1)
     users: int = Field(default=2_000, ge=1)
     seeds: int = Field(default=5, ge=1)
     other_seeds: int = Field(default=2, ge=1)
@@ -69,8 +71,8 @@ def run_study(
     per_row = _impressions_per_row(data)
 
     def given(rows: float) -> Point:
-        limit = max(1, round(rows * per_row))
-        return {"data": data, "train_limit": limit, "valid_limit": max(1, limit // 4)}
+        limits = (max(1, round(n * per_row)) for n in (rows, sizes.valid_rows))
+        return {"data": data, **dict(zip(("train_limit", "valid_limit"), limits, strict=True))}
 
     tries = {
         (arm.name, n): Cell(

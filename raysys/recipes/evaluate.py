@@ -140,7 +140,7 @@ def evaluate(
         )
         oracle, gaps = _oracle(prepared, split, rows, scores, names, seed, replicates, warnings)
         progress.advance(bar)
-        audit = _audit(prepared, split, scorer, scores, counts, leak_tests)
+        audit = audit_of(prepared, scorer, scores, counts, leak_tests)
         findings = run_suite(rows, key, audit, seed, replicates)
         progress.advance(bar)
 
@@ -251,17 +251,20 @@ def _oracle(
     return values, gaps
 
 
-def _audit(
+def audit_of(
     data: Prepared,
-    split: str,
     scorer: SplitScorer,
     scores: Scores,
-    counts: Counts,
-    leak_tests: bool,
+    counts: Counts = "frozen",
+    leak_tests: bool = True,
 ) -> Audit:
-    """What the suite may look at; tests that need another training are left to the benchmarks."""
+    """What the suite may look at; tests that need another training are left to the benchmarks.
+
+    scores: [N] of each baseline on the rows of `scorer`, `counts` as they were computed with.
+    leak_tests: also what needs the model to score again.
+    """
     log = data.impressions
-    chosen = log.of(split)
+    chosen = scorer.impressions
     flat = log.rows(chosen)
     first = np.repeat(log.offsets[chosen], np.diff(log.offsets)[chosen])
     place = np.where(log.position[flat] >= 0, log.position[flat], flat - first)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bench.cofars_arms import arms
+from bench.cofars_arms import arms, claims
 from bench.fair import study as study_module
 from bench.fair.arms import Arm
 from bench.fair.judge import Claim, judge
@@ -138,13 +138,19 @@ def test_leak_tests_train_again_without_labels(
     sizes = Sizes(rows=3000, users=20, seeds=1, other_seeds=1)
     study = run_study(ARMS[:1], BASE, str(world), tmp_path, sizes)
     data = prepare(Dataset(world))
-    found = {f.test: f for f in leak_tests(ARMS[0], BASE, data, study, tmp_path, 20)}
+    rows = study.systems["short"].rows[0][""]
+    cheap = {"constant": np.zeros(len(rows))}
+    found = {f.test: f for f in leak_tests(ARMS[0], BASE, data, study, tmp_path, 20, cheap)}
     assert {"random_scorer", "label_oracle", "shuffled_labels", "shuffled_history"} <= set(found)
     assert found["label_oracle"].passed and found["candidate_permutation"].passed
     assert found["shuffled_labels"].passed
+    # Nothing of the suite is left out.
+    assert {"list_position", "time_audit", "future_columns", "single_feature_scan", "overlap"} <= {
+        name for name, finding in found.items() if not finding.note.startswith("not run")
+    }
     assert here == [2, 1, 1]
     # Kept, as every training of a study.
-    again = {f.test: f for f in leak_tests(ARMS[0], BASE, data, study, tmp_path, 20)}
+    again = {f.test: f for f in leak_tests(ARMS[0], BASE, data, study, tmp_path, 20, cheap)}
     assert here == [2, 1, 1] and again == found
 
 
@@ -153,15 +159,26 @@ def test_a_page_tells_every_arm_and_claim(tmp_path: Path) -> None:
     delta = {"gauc": {"delta": 0.012, "seeds": None, "users": [0.002, 0.022]}}
     claim = {
         "claim": "a better than b in gauc", "delta": 0.012, "seeds": [0.001, 0.02],
-        "users": [0.002, 0.022], "p_holm": 0.0123, "verdict": "supported",
+        "users": [0.002, 0.022], "p_holm": 0.0123, "verdict": "supported", "reason": "",
     }  # fmt: skip
+    untold = {
+        "claim": "a better than c in gauc", "delta": None, "seeds": None, "users": None,
+        "p_holm": None, "verdict": "no verdict", "reason": "no such rows",
+    }  # fmt: skip
+    above = {"gauc": {"delta": 0.06, "seeds": None, "users": [0.05, 0.07]}}
     found = {
         "data_card_id": "card", "trained_on_rows": 1000, "test": {"rows": 10, "users": 5},
-        "core_hours": 0.1, "arms": {"a": arm, "b": arm}, "a_minus": {"b": delta},
-        "claims": [claim], "baselines": {"popularity": {"gauc": 0.55}},
+        "window": 99,
+        "core_hours": 0.1, "arms": {"a": arm, "b": arm},
+        "a_minus": {"b": delta, "popularity": above},
+        "claims": [claim, untold], "baselines": {"popularity": {"gauc": 0.55}},
         "placebo_gains": {"p": {"gain": {"gauc": 0.001}, "cofars_gain": {"gauc": 0.01},
                                 "below_half": True}},
-        "slices": {}, "leak_tests": {"overlap": {"passed": None, "figures": {"items": 3.0}}},
+        "slices": {},
+        "leak_tests": {
+            "overlap": {"passed": None, "figures": {"items": 3.0}, "note": ""},
+            "time_audit": {"passed": None, "figures": {}, "note": "not run: needs times"},
+        },
     }  # fmt: skip
     write_page(found, tmp_path, "a", "gauc")
     assert (tmp_path / "differences.png").read_bytes().startswith(b"\x89PNG")
@@ -170,7 +187,9 @@ def test_a_page_tells_every_arm_and_claim(tmp_path: Path) -> None:
         "| b | 1 | 0.6100 | +0.0120 [+0.0020, +0.0220] |  |",
         "| a better than b in gauc | +0.0120 | [+0.0010, +0.0200] | [+0.0020, +0.0220] | 0.0123 "
         "| supported |",
-        "popularity 0.5500",
+        "| popularity | 0.5500 | +0.0600 [+0.0500, +0.0700] |",
+        "| a better than c in gauc |  |  |  |  | no verdict (no such rows) |",
+        "| time_audit | not run: needs times |  |",
         "p +0.0010 of +0.0100, under half in every metric",
         "| overlap | printed only | items 3 |",
     ):
@@ -209,6 +228,15 @@ def test_every_arm_of_cofars_is_a_valid_recipe() -> None:
     searched = {"sim-hard", "sim-soft", "eta", "sdim", "twin", "full", "dcnv2", "finalmlp"}
     assert {lengths[name] for name in searched} == {200}
     assert {len(arm.tries) for arm in found if arm.tuned_as is None} == {4}
+    # Four tries are four different trainings.
+    for arm in found:
+        assert len({str(arm.config(base, p, 0, {"data": "D"})) for p in arm.tries}) in (0, 4)
+        assert arm.tuned_as is None or arm.tuned_as in {other.name for other in found}
+    asked = claims("eta", ("auc", "gauc_mean@user"))
+    names = {arm.name for arm in found if arm.named}
+    assert {c.a for c in asked} | {c.b for c in asked} <= names
+    hard = next(arm for arm in arms(base, 200, "category:0") if arm.name == "sim-hard")
+    assert hard.options["model.retriever.category"] == "category:0"
 
 
 def rows_of(seed: int, skill: float) -> ScoredRows:
@@ -237,7 +265,7 @@ def test_words_follow_the_intervals() -> None:
     }
     metric = "gauc_mean@user"
     half = np.arange(2000) < 1000
-    claims = [
+    asked = [
         Claim(a="good", b="bad", metric=metric),
         Claim(a="good", b="same", metric=metric),
         Claim(a="bad", b="good", metric="auc"),
@@ -246,7 +274,7 @@ def test_words_follow_the_intervals() -> None:
         Claim(a="good", b="same", metric=metric, kind="not worse"),
         Claim(a="bad", b="good", metric=metric, kind="not worse"),
     ]
-    found = judge(claims, systems, {"half": half}, effect=0.002, replicates=200)
+    found = judge(asked, systems, {"half": half}, effect=0.002, replicates=200)
     assert [row.verdict for row in found] == [
         "supported", "no difference shown", "contradicted", "no verdict", "supported",
         "not inferior", "non-inferiority not shown",
@@ -255,10 +283,28 @@ def test_words_follow_the_intervals() -> None:
     assert found[3].n_seeds == 2
     assert found[0].a != found[4].a
     # Holm: the smallest p of five claims of superiority is multiplied by five.
-    alone = judge(claims[:1], systems, {}, effect=0.002, replicates=200)[0]
+    alone = judge(asked[:1], systems, {}, effect=0.002, replicates=200)[0]
     assert alone.p_holm is not None
     assert found[0].p_holm == pytest.approx(5 * alone.p_holm)
     assert found[5].p_holm is None
+
+
+def test_what_cannot_be_compared_has_no_verdict_and_counts_in_the_family() -> None:
+    systems = {"good": system("good", 1.0), "bad": system("bad", 0.2)}
+    metric = "gauc_mean@user"
+    asked = [
+        Claim(a="good", b="bad", metric=metric),
+        Claim(a="good", b="bad", metric=metric, slice="nowhere"),
+        Claim(a="good", b="bad", metric=metric, slice="one"),
+    ]
+    one = {"one": np.arange(2000) < 10}
+    found = judge(asked, systems, one, effect=0.002, replicates=200)
+    assert [row.verdict for row in found] == ["supported", "no verdict", "no verdict"]
+    assert not found[1].holds and not found[2].holds
+    assert found[1].reason == "no such rows" and found[2].reason
+    alone = judge(asked[:1], systems, {}, effect=0.002, replicates=200)[0]
+    assert alone.p_holm is not None
+    assert found[0].p_holm == pytest.approx(3 * alone.p_holm)
 
 
 def test_slices_are_those_of_a_scan(world: Path) -> None:
