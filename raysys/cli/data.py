@@ -7,13 +7,11 @@ from typing import Annotated, Any
 
 import pyarrow.compute as pc
 import typer
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
-from raysys.data.check import FIRST_FAULTS, Report
+from raysys.cli.printing import print_faults, print_pairs
 from raysys.data.check import check as check_folder
 from raysys.data.dataset import Dataset
+from raysys.data.faults import FIRST_FAULTS
 from raysys.data.loaders import LOADERS, import_dataset
 from raysys.data.manifest import Manifest
 from raysys.data.mapping import LocalMapper
@@ -119,7 +117,7 @@ def check(
     if as_json:
         typer.echo(json.dumps(report.to_json(), indent=2, ensure_ascii=False))
     else:
-        _print_report(report)
+        print_faults(report)
     if not report.ok:
         raise typer.Exit(1)
 
@@ -144,10 +142,10 @@ def show(
         shown |= {"figures": figures} if figures else {}
         typer.echo(json.dumps(shown, indent=2, ensure_ascii=False))
         return
-    _print_pairs(str(path), _summary(manifest) | {"splits": _shares(splits)})
-    _print_pairs("data card", manifest.data_card.model_dump(mode="json"))
+    print_pairs(str(path), _summary(manifest) | {"splits": _shares(splits)})
+    print_pairs("data card", manifest.data_card.model_dump(mode="json"))
     if figures:
-        _print_pairs("world", figures)
+        print_pairs("world", figures)
 
 
 def _split_counts(dataset: Dataset) -> dict[str, int]:
@@ -184,37 +182,4 @@ def _written(manifest: Manifest, out: Path, as_json: bool) -> None:
     if as_json:
         typer.echo(json.dumps(manifest.model_dump(mode="json"), indent=2, ensure_ascii=False))
     else:
-        _print_pairs(f"wrote {out}", _summary(manifest))
-
-
-def _print_pairs(title: str, pairs: dict[str, Any]) -> None:
-    table = Table(title=title, show_header=False)
-    table.add_column(style="bold")
-    table.add_column(overflow="fold")
-    for key, value in pairs.items():
-        if value not in ("", None, {}, (), []):
-            plain = isinstance(value, (str, int))
-            shown = str(value) if plain else json.dumps(value, ensure_ascii=False)
-            table.add_row(key, escape(shown))
-    Console().print(table, highlight=False)
-
-
-def _print_report(report: Report) -> None:
-    console = Console()
-    if report.faults:
-        table = Table(title=f"{report.path}: faults {sum(report.counts.values())}")
-        for name in ("kind", "file", "row", "column", "fault"):
-            table.add_column(name, overflow="fold")
-        for fault in report.faults:
-            row = "" if fault.row is None else str(fault.row)
-            cells = (fault.kind, fault.file, row, fault.column or "", fault.message)
-            table.add_row(*map(escape, cells))
-        console.print(table, highlight=False)
-        for kind, count in report.counts.items():
-            if count > report.first:
-                console.print(f"{kind}: {count} in all, the first {report.first} shown")
-    for warning in report.warnings:
-        console.print(f"warning: {warning}", style="yellow", markup=False, highlight=False)
-    if report.ok:
-        rows = ", ".join(f"{name} {count}" for name, count in report.rows.items() if count)
-        console.print(f"{report.path}: no faults ({rows} rows)", markup=False, highlight=False)
+        print_pairs(f"wrote {out}", _summary(manifest))

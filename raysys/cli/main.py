@@ -17,8 +17,8 @@ from raysys.errors import RaysysError
 
 # One module each in raysys/cli. `data` has verbs of its own.
 VERBS = (
-    "data", "train", "tune", "evaluate", "compare", "score", "export", "report", "embed", "build",
-    "serve", "submit", "bench", "doctor", "demo",
+    "data", "train", "tune", "evaluate", "compare", "score", "export", "report", "embed",
+    "vectors", "build", "serve", "submit", "bench", "doctor", "demo",
 )  # fmt: skip
 
 

@@ -4,12 +4,10 @@ Tables are read part by part; what is kept over parts are ids and a few integers
 Rows are counted from 1 within their file.
 """
 
-from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,79 +15,18 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from raysys.data.clock import now_us
 from raysys.data.dataset import Dataset, broken_parts, read_manifest
+from raysys.data.faults import FIRST_FAULTS, Report
 from raysys.data.files import sha256_file
 from raysys.data.loaders.lists import codes_of
-from raysys.data.loaders.reading import combined, now_us
+from raysys.data.loaders.reading import combined
 from raysys.data.schema import BEHAVIOURS, SPLITS
 from raysys.data.split import TEST, TRAIN, from_iso, iso
 
-FIRST_FAULTS = 5
 UNKNOWN_TS = np.iinfo(np.int64).min
 BoolArray = npt.NDArray[np.bool_]
 Int64Array = npt.NDArray[np.int64]
-
-
-@dataclass(frozen=True)
-class Fault:
-    """One fault; `row` counts from 1 within `file`, None where the whole file is meant."""
-
-    kind: str
-    file: str
-    row: int | None
-    column: str | None
-    message: str
-
-
-@dataclass
-class Report:
-    """What `check` found: the first faults of each kind, the count of all, and warnings."""
-
-    path: str
-    first: int = FIRST_FAULTS
-    faults: list[Fault] = field(default_factory=list)
-    counts: Counter[str] = field(default_factory=Counter)
-    warnings: list[str] = field(default_factory=list)
-    rows: dict[str, int] = field(default_factory=dict)
-
-    @property
-    def ok(self) -> bool:
-        """Whether there is no fault; warnings do not count."""
-        return not self.counts
-
-    def add(self, kind: str, file: str, row: int | None, column: str | None, message: str) -> None:
-        """Count a fault and keep it if it is among the first of its kind."""
-        self.counts[kind] += 1
-        if self.counts[kind] <= self.first:
-            self.faults.append(Fault(kind, file, row, column, message))
-
-    def add_rows(
-        self, kind: str, part: "_Part", bad: BoolArray | pa.Array, column: str, message: str
-    ) -> None:
-        """A fault for every true row of `bad` [N]; `{}` in the message becomes the value."""
-        if not isinstance(bad, np.ndarray):
-            bad = pc.fill_null(combined(bad), False).to_numpy(zero_copy_only=False)
-        rows = np.flatnonzero(bad)
-        for row in rows[: self.first].tolist():
-            value = part.table[column][row].as_py() if "{}" in message else None
-            self.add(kind, part.file, row + 1, column, message.format(value))
-        self.add_uncounted(kind, len(rows))
-
-    def add_uncounted(self, kind: str, total: int) -> None:
-        """Count what lies beyond the first `first` of `total` faults found at once."""
-        if total > self.first:
-            self.counts[kind] += total - self.first
-
-    def to_json(self) -> dict[str, Any]:
-        """The report as plain values."""
-        return {
-            "path": self.path,
-            "ok": self.ok,
-            "rows": self.rows,
-            "counts": dict(self.counts),
-            "faults": [vars(fault) for fault in self.faults],
-            "warnings": self.warnings,
-        }
 
 
 @dataclass(frozen=True)
@@ -185,8 +122,8 @@ class _Check:
                 continue
             if not wanted.nullable and table[column].null_count:
                 part = _Part(file, table)
-                self.report.add_rows(
-                    "null", part, table[column].is_null(), column, "must not be null"
+                _add_rows(
+                    self.report, "null", part, table[column].is_null(), column, "must not be null"
                 )
                 good = False
         if not good:
@@ -240,14 +177,19 @@ class _Check:
     ) -> None:
         values = part.table[column]
         bad = pc.and_(values.is_valid(), pc.invert(pc.is_in(values, value_set=known)))
-        self.report.add_rows(kind, part, bad, column, "{} " + note)
+        _add_rows(self.report, kind, part, bad, column, "{} " + note)
 
     def _times(self, part: _Part, ts: Int64Array) -> None:
-        self.report.add_rows("future", part, ts > self.now, "ts", "{} lies in the future")
+        _add_rows(self.report, "future", part, ts > self.now, "ts", "{} lies in the future")
         if self.end is not None:
             late = (ts > self.end) & (ts <= self.now)
-            self.report.add_rows(
-                "time span", part, late, "ts", "{} lies after the time span of the data card"
+            _add_rows(
+                self.report,
+                "time span",
+                part,
+                late,
+                "ts",
+                "{} lies after the time span of the data card",
             )
 
     def _events(self) -> tuple[pa.Array, Int64Array]:
@@ -294,7 +236,7 @@ class _Check:
             ("unsorted", earlier, "ts", "{}: earlier than the user's event before it"),
         ):
             shifted = np.concatenate([np.zeros(1 - skip, bool), bad])
-            self.report.add_rows(kind, part, shifted, column, message)
+            _add_rows(self.report, kind, part, shifted, column, message)
 
     def _impressions(self, histories: tuple[pa.Array, Int64Array]) -> None:
         seen_ids: list[pa.Array] = [pa.array([], pa.string())]
@@ -336,7 +278,7 @@ class _Check:
     ) -> None:
         end = _filled(part.table["history_end"])
         timeless = ts == UNKNOWN_TS
-        self.report.add_rows(
+        _add_rows(self.report,
             "history", part, timeless & (end == UNKNOWN_TS), "history_end",
             "ts and history_end are both null: the history has no end",
         )  # fmt: skip
@@ -344,8 +286,13 @@ class _Check:
         place = place.to_numpy()
         have = np.where(place < 0, 0, np.append(histories[1], 0)[place])
         beyond = timeless & (end != UNKNOWN_TS) & ((end < 0) | (end > have))
-        self.report.add_rows(
-            "history", part, beyond, "history_end", "{} lies outside the user's history"
+        _add_rows(
+            self.report,
+            "history",
+            part,
+            beyond,
+            "history_end",
+            "{} lies outside the user's history",
         )
 
     def _lists(self, part: _Part) -> tuple[Int64Array, Int64Array]:
@@ -381,10 +328,10 @@ class _Check:
                 names[inner], f"is not among the {names[outer]} of its impression",
             )  # fmt: skip
         shown = np.bincount(owners[0], minlength=count)
-        self.report.add_rows("empty", part, shown == 0, "candidates", "no candidates")
+        _add_rows(self.report, "empty", part, shown == 0, "candidates", "no candidates")
         for name in ("position", "propensity"):
             length = pc.list_value_length(part.table[name]).fill_null(-1).to_numpy()
-            self.report.add_rows(
+            _add_rows(self.report,
                 "length", part, (length >= 0) & (length != shown), name,
                 "has not as many entries as there are candidates",
             )  # fmt: skip
@@ -452,6 +399,19 @@ def _place(index: int, files: list[tuple[str, int]]) -> tuple[str, int]:
             return file, index + 1
         index -= rows
     raise IndexError(index)
+
+
+def _add_rows(
+    report: Report, kind: str, part: "_Part", bad: BoolArray | pa.Array, column: str, message: str
+) -> None:
+    """A fault for every true row of `bad` [N]; `{}` in the message becomes the value."""
+    if not isinstance(bad, np.ndarray):
+        bad = pc.fill_null(combined(bad), False).to_numpy(zero_copy_only=False)
+    rows = np.flatnonzero(bad)
+    for row in rows[: report.first].tolist():
+        value = part.table[column][row].as_py() if "{}" in message else None
+        report.add(kind, part.file, row + 1, column, message.format(value))
+    report.add_uncounted(kind, len(rows))
 
 
 def _repeats(ids: pa.Array, files: list[tuple[str, int]]) -> Iterator[tuple[str, int, str]]:

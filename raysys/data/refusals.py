@@ -10,8 +10,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from raysys.data.clock import now_us
 from raysys.data.histories import UNKNOWN_TS
-from raysys.data.loaders.reading import now_us
 from raysys.errors import DataError
 
 Int64Array = npt.NDArray[np.int64]

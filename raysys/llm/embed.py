@@ -93,7 +93,7 @@ def embed_items(
             calls += fill(writer, keys, coded.dictionary, engine, label=field)
             present = coded.is_valid().to_numpy(zero_copy_only=False)
             code = coded.indices.fill_null(0).to_numpy(zero_copy_only=False)
-            rebound += writer.bind("item", field, ids, keys[code], present, encoder)
+            rebound += writer.bind("item", field, ids, keys[code], present, encoder, identity)
             bound.append(keys[code[present]])
     every = np.concatenate(bound)
     return EmbedReport(

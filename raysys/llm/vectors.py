@@ -3,98 +3,41 @@
 DIR/table.json           format, width, dtype
 DIR/part-NNNNNN-HASH.arrow  keys and vectors of one commit; HASH is of the file's own bytes
 DIR/index.arrow          all keys in order with their rows; rebuilt from the parts if missing
-DIR/bindings.parquet     (owner_kind, owner_id, field, key)
+DIR/bindings.parquet     (owner_kind, owner_id, field, key, bound_at)
 DIR/.lock                held by the one writer
 
-Parts are never changed, so any number of readers may map them while one writer appends.
+Files are never changed, only added, replaced by renaming and deleted: whoever has opened a table
+keeps reading it as it was then, while one writer appends or compacts.
 """
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from raysys.data.files import sha256_file
 from raysys.errors import ConfigError, DataError
-from raysys.llm.keys import KEY_TYPE, NO_KEYS, Keys, SortedKeys, distinct, keys_of_arrow, sort_keys
-
-HEADER = "table.json"
-INDEX = "index.arrow"
-BINDINGS = "bindings.parquet"
-INDEXED_PARTS = b"raysys.parts"  # metadata of the index: the parts it covers
-ENCODERS = b"raysys.encoders"  # metadata of the bindings: "kind/field" -> encoder
-
-BINDING_SCHEMA = pa.schema(
-    [
-        pa.field("owner_kind", pa.string(), nullable=False),
-        pa.field("owner_id", pa.string(), nullable=False),
-        pa.field("field", pa.string(), nullable=False),
-        pa.field("key", KEY_TYPE, nullable=False),
-    ]
+from raysys.llm.bindings import Bindings, BindingsFile, whole
+from raysys.llm.keys import (
+    NO_KEYS,
+    Keys,
+    SortedKeys,
+    VectorIdentity,
+    keys_of_arrow,
+    sort_keys,
 )
-ARROW_TYPES = {"float32": pa.float32(), "float16": pa.float16()}
+from raysys.llm.parts import Part, TableHeader, map_batch, open_parts, read_header
 
-
-class TableHeader(BaseModel):
-    """`table.json`: every vector of a table has this width and is stored in this dtype."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    format: Literal[1] = 1
-    width: int = Field(ge=1)
-    dtype: Literal["float32", "float16"] = "float32"
-
-    @property
-    def schema(self) -> pa.Schema:
-        """Arrow schema of the parts."""
-        vector = pa.list_(ARROW_TYPES[self.dtype], self.width)
-        return pa.schema([("key", KEY_TYPE), ("vector", vector)])
-
-
-@dataclass(frozen=True)
-class Part:
-    """A mapped part of n rows; vectors [n, D] are a view of the file."""
-
-    path: Path
-    column: pa.FixedSizeBinaryArray
-    vectors: npt.NDArray[Any]
-
-    @classmethod
-    def open(cls, path: Path, header: TableHeader) -> "Part":
-        """Map a part; its structure is checked here, its bytes by `VectorTable.check`.
-
-        Raises:
-            DataError: cut off, unreadable or of another width or dtype.
-        """
-        try:
-            batch = _map_batch(path)
-        except (pa.ArrowException, OSError, ValueError) as error:
-            raise _damaged(path, str(error)) from error
-        if not batch.schema.equals(header.schema):
-            raise _damaged(path, f"its columns are not those of {HEADER}")
-        values = batch.column("vector").values.to_numpy(zero_copy_only=True)
-        return cls(path, batch.column("key"), values.reshape(len(batch), header.width))
-
-    def __len__(self) -> int:
-        return len(self.column)
-
-    @property
-    def keys(self) -> Keys:
-        """Keys [n, 2], read and copied at each call."""
-        return keys_of_arrow(self.column)
+INDEX = "index.arrow"
+INDEXED_PARTS = b"raysys.parts"  # metadata of the index: the parts it covers
 
 
 class VectorTable:
-    """A table opened for reading: the parts that were committed at that time.
+    """A table opened for reading: what was committed at that time.
 
     Opening maps files and reads next to nothing. verify: also compare the index with the parts,
     as the writer must, whose look-ups decide what is stored twice.
@@ -105,10 +48,13 @@ class VectorTable:
 
     def __init__(self, path: Path | str, *, verify: bool = False) -> None:
         self.path = Path(path)
-        self.header = read_header(self.path)
-        self.parts = [Part.open(part, self.header) for part in part_paths(self.path)]
+        self.header: TableHeader = read_header(self.path)
+        # Bindings first: a writer appends before it binds, so every bound key is in a part.
+        self._file = BindingsFile(self.path)
+        self.parts = open_parts(self.path, self.header)
         self._starts: list[int] = [0, *np.cumsum([len(part) for part in self.parts]).tolist()]
         self._segments: list[tuple[SortedKeys, npt.NDArray[np.int64]]] = []
+        self._fields: dict[tuple[str, str], BoundField] = {}
         self._covered = self._read_index(verify)
         rest = slice(self._covered, None)
         for row, part in zip(self._starts[rest], self.parts[rest], strict=False):
@@ -132,6 +78,11 @@ class VectorTable:
         """Keys [N, 2] in row order."""
         return np.concatenate([NO_KEYS, *(part.keys for part in self.parts)])
 
+    @cached_property
+    def bindings(self) -> Bindings:
+        """All bindings. Raises DataError: their file is damaged."""
+        return self._file.read()
+
     def rows(self, keys: Keys) -> npt.NDArray[np.int64]:
         """Rows [N] of keys [N, 2]; -1 where the table has none."""
         out = np.full(len(keys), -1, np.int64)
@@ -143,72 +94,11 @@ class VectorTable:
 
     def get(self, keys: Keys) -> npt.NDArray[np.float32]:
         """Vectors [N, D] float32 of keys [N, 2]; zeros where the table has none."""
-        return self._gather(self.rows(keys))
+        return self.gather(self.rows(keys))
 
-    def bound(
-        self, owner_kind: str, field: str, owner_ids: pa.Array | Sequence[str | None]
-    ) -> npt.NDArray[np.float32]:
-        """Vectors [N, D] float32 bound to a field of N owners; zeros for owners without one.
-
-        Raises:
-            ConfigError: nothing at all is bound to this kind of owner and field.
-        """
-        ids, rows = self._bound_rows(owner_kind, field)
-        wanted = owner_ids if isinstance(owner_ids, pa.Array) else pa.array(owner_ids, pa.string())
-        place = pc.index_in(wanted, value_set=ids, skip_nulls=True).fill_null(-1)
-        at = place.to_numpy(zero_copy_only=False)
-        found = np.full(len(at), -1, np.int64)
-        found[at >= 0] = rows[at[at >= 0]]
-        return self._gather(found)
-
-    def encoders(self) -> dict[tuple[str, str], dict[str, Any]]:
-        """(owner_kind, field) -> the encoder whose vectors are bound to it."""
-        found = {}
-        for name, encoder in read_encoders(self._bindings.schema).items():
-            kind, _, field = name.partition("/")
-            found[kind, field] = encoder
-        return found
-
-    def check(self) -> None:
-        """Read every byte and verify it.
-
-        Raises:
-            DataError: a part whose bytes changed, a key twice, a non-finite vector, a binding to
-                a key that the table lacks; names the file.
-        """
-        for part in self.parts:
-            stated = part.path.stem.rsplit("-", 1)[1]
-            if not sha256_file(part.path).startswith(stated):
-                raise _damaged(part.path, "its sha256 is not the one in its name")
-            if not np.isfinite(part.vectors).all():
-                raise _damaged(part.path, "it holds a non-finite vector")
-        keys = self.all_keys
-        first, _ = distinct(keys)
-        if len(first) < len(keys):
-            again = int(np.setdiff1d(np.arange(len(keys)), first)[0])
-            part = self.parts[int(np.searchsorted(self._starts, again, side="right")) - 1]
-            raise _damaged(part.path, "it repeats a key of an earlier part")
-        if not np.array_equal(self.rows(keys), np.arange(len(keys))):
-            raise DataError(f"{self.path / INDEX}: does not fit the parts; delete it")
-        bindings = self._bindings
-        bound = keys_of_arrow(_array(bindings["key"]))
-        lost = np.flatnonzero(self.rows(bound) < 0)
-        if len(lost):
-            row = bindings.slice(int(lost[0]), 1).to_pylist()[0]
-            raise DataError(
-                f"{self.path / BINDINGS}: {row['owner_kind']} {row['owner_id']!r}, field "
-                f"{row['field']}: its vector is in no part; run the embed command again "
-                f"({len(lost)} such bindings)"
-            )
-
-    def add(self, part: Part) -> None:
-        """Take in a part that the writer has just committed."""
-        self._segments.append(_segment(part.keys, len(self)))
-        self.parts.append(part)
-        self._starts.append(len(self) + len(part))
-
-    def _gather(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
-        """Vectors [N, D] of rows [N]; zeros for -1. Each part is read once, front to back."""
+    def gather(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+        """Vectors [N, D] float32 of rows [N]; zeros for -1. Each mapped part is read once, front
+        to back."""
         out = np.zeros((len(rows), self.width), np.float32)
         order = np.argsort(rows, kind="stable")
         cuts = np.searchsorted(rows[order], self._starts)
@@ -220,10 +110,61 @@ class VectorTable:
                 out[chosen] = part.vectors[rows[chosen] - start]
         return out
 
+    def field(
+        self, owner_kind: str, field: str, identity: VectorIdentity | None = None
+    ) -> "BoundField":
+        """What is bound to a field of one kind of owner; kept open for further calls.
+
+        identity: what the reader expects its vectors to be made with.
+
+        Raises:
+            ConfigError: nothing at all is bound to this kind of owner and field.
+            DataError: its vectors are stale: made with another model, adapter, template version
+                or the like than `identity`.
+        """
+        encoder = self.bindings.encoders.get(f"{owner_kind}/{field}")
+        if encoder is None:
+            known = ", ".join(self.bindings.encoders) or "nothing"
+            raise ConfigError(
+                f"{self.path}: no vector is bound to {owner_kind}/{field} (bound: {known}); "
+                f"run the embed command with this field"
+            )
+        if identity is not None:
+            _refuse_stale(f"{self.path}: {owner_kind}/{field}", encoder["identity"], identity)
+        if (owner_kind, field) not in self._fields:
+            mine = self.bindings.of(owner_kind, field)
+            rows = self.rows(keys_of_arrow(whole(mine["key"])))
+            self._fields[owner_kind, field] = BoundField(self, mine["owner_id"].to_pylist(), rows)
+        return self._fields[owner_kind, field]
+
+    def bound(
+        self, owner_kind: str, field: str, owner_ids: pa.Array | Sequence[str | None]
+    ) -> npt.NDArray[np.float32]:
+        """Vectors [N, D] float32 bound to a field of N owners; zeros for owners without one.
+
+        Raises:
+            ConfigError: nothing at all is bound to this kind of owner and field.
+        """
+        return self.gather(self.field(owner_kind, field).rows(owner_ids))
+
+    def encoders(self) -> dict[tuple[str, str], dict[str, Any]]:
+        """(owner_kind, field) -> the encoder whose vectors are bound to it."""
+        found = {}
+        for name, encoder in self.bindings.encoders.items():
+            kind, _, field = name.partition("/")
+            found[kind, field] = encoder
+        return found
+
+    def add(self, part: Part) -> None:
+        """Take in a part that the writer has just committed."""
+        self._segments.append(_segment(part.keys, len(self)))
+        self.parts.append(part)
+        self._starts.append(len(self) + len(part))
+
     def _read_index(self, verify: bool) -> int:
         """Take the stored index if it fits; how many parts it covers."""
         try:
-            batch = _map_batch(self.path / INDEX)
+            batch = map_batch(self.path / INDEX)
             covered = json.loads((batch.schema.metadata or {})[INDEXED_PARTS])
             high, low, rows = (batch.column(name).to_numpy() for name in ("high", "low", "row"))
         except (pa.ArrowException, OSError, KeyError, ValueError):
@@ -239,67 +180,30 @@ class VectorTable:
         self._segments.append((SortedKeys(high, low), rows))
         return len(covered)
 
-    @cached_property
-    def _bindings(self) -> pa.Table:
-        return read_bindings(self.path)
 
-    @cached_property
-    def _bound_cache(self) -> dict[tuple[str, str], tuple[pa.Array, npt.NDArray[np.int64]]]:
-        return {}
+class BoundField:
+    """Vectors of a field by owner, gathered from the mapped parts; holds ids and rows only.
 
-    def _bound_rows(self, kind: str, field: str) -> tuple[pa.Array, npt.NDArray[np.int64]]:
-        if (kind, field) not in self._bound_cache:
-            table = self._bindings
-            mine = table.filter(
-                pc.and_(pc.equal(table["owner_kind"], kind), pc.equal(table["field"], field))
-            )
-            if not len(mine):
-                known = ", ".join("/".join(pair) for pair in self.encoders()) or "nothing"
-                raise ConfigError(
-                    f"{self.path}: no vector is bound to {kind}/{field} (bound: {known}); "
-                    f"run the embed command with this field"
-                )
-            rows = self.rows(keys_of_arrow(_array(mine["key"])))
-            self._bound_cache[kind, field] = (_array(mine["owner_id"]), rows)
-        return self._bound_cache[kind, field]
+    owner_ids: M distinct ids; rows: [M] of their vectors in `table`.
+    """
 
+    def __init__(
+        self, table: VectorTable, owner_ids: Sequence[str], rows: npt.NDArray[np.int64]
+    ) -> None:
+        self.table = table
+        self._row: dict[str | None, int] = dict(zip(owner_ids, rows.tolist(), strict=True))
 
-def read_header(path: Path) -> TableHeader:
-    """`table.json`. Raises DataError: missing, damaged or of another format."""
-    file = path / HEADER
-    if not file.is_file():
-        raise DataError(f"{path} is no vector table: {HEADER} is missing")
-    try:
-        return TableHeader.model_validate_json(file.read_bytes())
-    except ValidationError as error:
-        raise DataError(
-            f"{file}: damaged or of another format ({error.errors()[0]['msg']})"
-        ) from error
+    def rows(self, owner_ids: pa.Array | Sequence[str | None]) -> npt.NDArray[np.int64]:
+        """Rows [N] of N owners in the table; -1 for an owner without a vector, and for None."""
+        ids = owner_ids.to_pylist() if isinstance(owner_ids, pa.Array) else owner_ids
+        return np.fromiter((self._row.get(i, -1) for i in ids), np.int64, len(ids))
 
-
-def read_bindings(path: Path) -> pa.Table:
-    """`bindings.parquet`, or an empty table. Raises DataError if it is damaged."""
-    file = path / BINDINGS
-    if not file.is_file():
-        return BINDING_SCHEMA.empty_table()
-    try:
-        return pq.read_table(file, page_checksum_verification=True)
-    except (pa.ArrowException, OSError) as error:
-        raise DataError(
-            f"{file}: damaged ({error}); delete it and run the embed command again, "
-            "no text is encoded twice"
-        ) from error
-
-
-def read_encoders(schema: pa.Schema) -> dict[str, dict[str, Any]]:
-    """ "kind/field" -> encoder, from the metadata of the bindings."""
-    found: dict[str, dict[str, Any]] = json.loads((schema.metadata or {}).get(ENCODERS, b"{}"))
-    return found
-
-
-def part_paths(path: Path) -> list[Path]:
-    """The committed parts in order."""
-    return sorted(path.glob("part-*.arrow"))
+    def gather(
+        self, owner_ids: pa.Array | Sequence[str | None]
+    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]:
+        """(vectors [N, D] float32 of N owners, zeros where there is none; found [N])."""
+        rows = self.rows(owner_ids)
+        return self.table.gather(rows), rows >= 0
 
 
 def index_batch(table: VectorTable) -> pa.RecordBatch:
@@ -318,36 +222,19 @@ def iter_text(column: pa.Array, size: int = 65_536) -> Iterator[list[str]]:
         yield column.slice(begin, size).to_pylist()
 
 
+def _refuse_stale(where: str, stated: dict[str, Any], wanted: VectorIdentity) -> None:
+    expected = wanted.model_dump()
+    other = [name for name in expected if stated.get(name) != expected[name]]
+    if other:
+        differences = ", ".join(f"{n} {stated.get(n)!r}, not {expected[n]!r}" for n in other)
+        raise DataError(
+            f"{where} is stale: its vectors were made with {differences}; run the embed command "
+            "again"
+        )
+
+
 def _segment(keys: Keys, first_row: int) -> tuple[SortedKeys, npt.NDArray[np.int64]]:
     """Keys [n, 2] of consecutive rows made searchable."""
     order = sort_keys(keys)
     high, low = (np.ascontiguousarray(keys[order, half]) for half in (0, 1))
     return SortedKeys(high, low), order + first_row
-
-
-def _map_batch(path: Path) -> pa.RecordBatch:
-    """The one batch of a mapped Arrow file.
-
-    Arrow believes the lengths in a file, and a wrong one makes it read beyond the end, so the
-    structure is validated before anything is touched.
-    """
-    batch = pa.ipc.open_file(pa.memory_map(str(path), "r")).get_batch(0)
-    batch.validate(full=True)
-    for column in batch.columns:
-        if column.null_count or (
-            pa.types.is_fixed_size_list(column.type) and column.values.null_count
-        ):
-            raise pa.ArrowInvalid("it holds nulls")
-    return batch
-
-
-def _array(column: pa.ChunkedArray) -> pa.Array:
-    array = column.combine_chunks()
-    return array if isinstance(array, pa.Array) else pa.concat_arrays(array.chunks)
-
-
-def _damaged(path: Path, why: str) -> DataError:
-    return DataError(
-        f"{path}: damaged ({why}); delete it and run the embed command again: only the texts of "
-        "this part are encoded anew"
-    )

@@ -1,36 +1,32 @@
 """The one writer of a vector table: commits parts atomically, binds owners to keys."""
 
-import json
-import os
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from filelock import FileLock, Timeout
 
-from raysys.data.files import full_disk, sha256_file, write_text
+from raysys.data.clock import now_us
+from raysys.data.files import write_text
 from raysys.errors import DataError
-from raysys.llm.keys import Keys, distinct, keys_of_arrow, keys_to_arrow
-from raysys.llm.vectors import (
-    BINDING_SCHEMA,
-    BINDINGS,
-    ENCODERS,
+from raysys.llm.bindings import Bindings, BindingsFile, changed
+from raysys.llm.keys import Keys, VectorIdentity, distinct
+from raysys.llm.parts import (
     HEADER,
-    INDEX,
     Part,
     TableHeader,
-    VectorTable,
-    index_batch,
-    read_bindings,
-    read_encoders,
+    part_number,
+    part_paths,
     read_header,
+    replaced,
+    sync,
+    write_arrow,
+    write_part,
 )
+from raysys.llm.vectors import INDEX, VectorTable, index_batch
 
 
 class TableWriter:
@@ -70,7 +66,7 @@ class TableWriter:
                     f"{self.path} holds {found.dtype} vectors of width {found.width}, not "
                     f"{self.header.dtype} of width {self.header.width}; use another table folder"
                 )
-            self.table = VectorTable(self.path, verify=True)
+            self._open(verify=True)
             self._index_stale = not self.table.indexed
         except BaseException:
             self._lock.release()
@@ -80,8 +76,8 @@ class TableWriter:
     def __exit__(self, *_: object) -> None:
         try:
             if self._index_stale and len(self.table):
-                with _replaced(self.path / INDEX) as temporary:
-                    _write_arrow(temporary, index_batch(self.table))
+                with replaced(self.path / INDEX) as temporary:
+                    write_arrow(temporary, index_batch(self.table))
         finally:
             self._lock.release()
 
@@ -103,31 +99,13 @@ class TableWriter:
             raise DataError(f"the encoder gave a non-finite vector (text {int(bad[0])} of a part)")
         first, _ = distinct(keys)
         first = np.sort(first[self.table.rows(keys[first]) < 0])
-        if not len(first):
-            return 0
-        batch = pa.record_batch(
-            [
-                keys_to_arrow(keys[first]),
-                pa.FixedSizeListArray.from_arrays(
-                    pa.array(np.ascontiguousarray(values[first]).reshape(-1)), self.header.width
-                ),
-            ],
-            schema=self.header.schema,
-        )
-        parts = self.table.parts
-        number = int(parts[-1].path.name.split("-")[1]) + 1 if parts else 0
-        temporary = self.path / ".part.tmp"
-        with _full_disk_in_words(self.path):
-            try:
-                _write_arrow(temporary, batch)
-                digest = sha256_file(temporary)[:16]
-                final = self.path / f"part-{number:06d}-{digest}.arrow"
-                os.replace(temporary, final)
-                _sync(self.path)
-            finally:
-                temporary.unlink(missing_ok=True)
-        self.table.add(Part.open(final, self.header))
-        self._index_stale = True
+        if len(first):
+            runs = ((len(first), now_us()),)
+            path = write_part(
+                self.path, self.header, self._next_number, keys[first], values[first], runs
+            )
+            self.table.add(Part.open(path, self.header))
+            self._index_stale = True
         return len(first)
 
     def bind(
@@ -138,90 +116,74 @@ class TableWriter:
         keys: Keys,
         present: npt.NDArray[np.bool_],
         encoder: dict[str, Any],
+        identity: VectorIdentity,
     ) -> int:
         """Bind a field of N owners to keys [N, 2]; where `present` [N] is false the owner has no
         text and loses its binding. Returns how many owners had another key before.
 
-        A field holds vectors of one encoder: under another one all its old bindings go.
+        encoder: what is to be known of the model; identity: what the keys were made with. A
+        field holds vectors of one identity: under another one all its old bindings go.
 
         Raises:
             DataError: an owner twice, a damaged bindings file.
         """
         if len(owner_ids.unique()) < len(owner_ids):
             raise DataError(f"an id of {owner_kind} occurs twice; its {field} cannot be bound")
-        old = read_bindings(self.path)
-        encoders = read_encoders(old.schema)
-        name = f"{owner_kind}/{field}"
-        mine = pc.and_(pc.equal(old["owner_kind"], owner_kind), pc.equal(old["field"], field))
-        before = old.filter(mine)
-        rebound = _changed(before, owner_ids, keys, present)
-        dropped = mine
-        if encoders.get(name) == encoder:
-            dropped = pc.and_(mine, pc.is_in(old["owner_id"], value_set=owner_ids))
-        kept = old.filter(pc.invert(dropped))
-        ids = owner_ids.filter(pa.array(present))
-        new = pa.table(
-            [
-                pa.repeat(pa.scalar(owner_kind), len(ids)),
-                ids,
-                pa.repeat(pa.scalar(field), len(ids)),
-                keys_to_arrow(keys[present]),
-            ],
-            schema=BINDING_SCHEMA,
-        )
-        encoders[name] = encoder
-        merged = pa.concat_tables([kept.cast(BINDING_SCHEMA), new]).sort_by(
-            [("owner_kind", "ascending"), ("field", "ascending"), ("owner_id", "ascending")]
-        )
-        metadata = {ENCODERS: json.dumps(encoders, sort_keys=True)}
-        with _replaced(self.path / BINDINGS) as temporary:
-            pq.write_table(merged.replace_schema_metadata(metadata), temporary, compression="zstd")
+        old = self.bindings
+        rebound = changed(old.of(owner_kind, field), owner_ids, keys, present)
+        old.upserted(
+            owner_kind, field, owner_ids, keys, present, encoder, identity, now_us()
+        ).write(self.path)
         return rebound
 
+    @property
+    def bindings(self) -> Bindings:
+        """As they are on the disk now. Raises DataError: their file is damaged."""
+        return BindingsFile(self.path).read()
 
-def _changed(
-    before: pa.Table, owner_ids: pa.Array, keys: Keys, present: npt.NDArray[np.bool_]
-) -> int:
-    """Owners that were bound to another key than the one they get now."""
-    if not len(before):
-        return 0
-    place = pc.index_in(owner_ids, value_set=before["owner_id"].combine_chunks()).fill_null(-1)
-    at = place.to_numpy(zero_copy_only=False)
-    both = (at >= 0) & present
-    was = keys_of_arrow(before["key"].combine_chunks())[at[both]]
-    return int((was != keys[both]).any(1).sum())
+    def replace(self, groups: Sequence[Sequence[tuple[Part, npt.NDArray[np.bool_]]]]) -> None:
+        """Put one part in the place of each group of parts, with the rows [n] of each that are
+        true; a group without any such row just goes.
 
+        Readers see the old parts of a group or its new one, never both and never neither.
 
-def _write_arrow(path: Path, batch: pa.RecordBatch) -> None:
-    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, batch.schema) as writer:
-        writer.write_batch(batch)
-    _sync(path)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-@contextmanager
-def _replaced(path: Path) -> Iterator[Path]:
-    """A temporary sibling that takes the name of `path` when the block ends well."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    with _full_disk_in_words(path.parent):
+        Raises:
+            StorageFullError: the disk is full; groups not yet replaced stay as they were.
+        """
+        self._index_stale = True
         try:
-            yield temporary
-            _sync(temporary)
-            os.replace(temporary, path)
-            _sync(path.parent)
+            for number, group in enumerate(groups, self._next_number):
+                runs = tuple(run for part, rows in group for run in _runs(part.written[rows]))
+                if runs:
+                    write_part(
+                        self.path,
+                        self.header,
+                        number,
+                        np.concatenate([part.keys[rows] for part, rows in group]),
+                        np.concatenate([part.vectors[rows] for part, rows in group]),
+                        runs,
+                        [part.path.name for part, _ in group],
+                    )
+                for part, _ in group:
+                    part.path.unlink()
         finally:
-            temporary.unlink(missing_ok=True)
+            self._open(verify=False)
+
+    @property
+    def _next_number(self) -> int:
+        return max((part_number(part.path) for part in self.table.parts), default=-1) + 1
+
+    def _open(self, *, verify: bool) -> None:
+        """Open the table anew and delete what a compaction that was killed left behind."""
+        self.table = VectorTable(self.path, verify=verify)
+        alive = {part.path for part in self.table.parts}
+        for path in part_paths(self.path):
+            if path not in alive:
+                path.unlink()
+        sync(self.path)
 
 
-def _full_disk_in_words(path: Path) -> AbstractContextManager[None]:
-    return full_disk(
-        f"no space left on the disk of {path}: the parts committed so far are kept; free "
-        "some space and run the same command again"
-    )
+def _runs(written: npt.NDArray[np.int64]) -> list[tuple[int, int]]:
+    """Runs (rows, value) of equal consecutive values [n]."""
+    cuts = np.flatnonzero(np.diff(written)) + 1
+    return [(len(run), int(run[0])) for run in np.split(written, cuts) if len(run)]

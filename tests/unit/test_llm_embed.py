@@ -15,6 +15,7 @@ from raysys.data.manifest import DataCard
 from raysys.errors import ConfigError, DataError
 from raysys.llm.embed import embed_items
 from raysys.llm.encoder import EncoderSpec
+from raysys.llm.inspect import check_table
 from raysys.llm.vectors import VectorTable
 
 WIDTH = 384
@@ -75,8 +76,8 @@ def test_distinct_texts_are_encoded_once_over_fields_and_runs(
 
     again = embed_items(data, tmp_path / "t", fields=("name", "title"), encode=engine)
     assert (again.llm_calls, again.rebound, len(engine.texts)) == (0, 0, 5)
+    assert check_table(tmp_path / "t").ok
     table = VectorTable(tmp_path / "t")
-    table.check()
     bound = table.bound("item", "name", ["i2", "i4", "i0"])
     assert np.array_equal(bound, [vector_of("pea soup"), np.zeros(WIDTH), vector_of("rye bread")])
 

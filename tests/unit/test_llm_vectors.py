@@ -3,6 +3,7 @@
 import os
 import signal
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +12,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from raysys.data.faults import Report
+from raysys.data.split import DAY_US
 from raysys.errors import ConfigError, DataError
+from raysys.llm.bindings import BINDINGS, context_owner
+from raysys.llm.compact import compact
 from raysys.llm.embed import fill
+from raysys.llm.inspect import check_table, summarise
 from raysys.llm.keys import VectorIdentity, text_keys
-from raysys.llm.vectors import BINDINGS, HEADER, INDEX, TableHeader, VectorTable, part_paths
+from raysys.llm.parts import HEADER, TableHeader, part_paths, write_part
+from raysys.llm.vectors import INDEX, VectorTable
 from raysys.llm.writer import TableWriter
 
 IDENTITY = VectorIdentity(
@@ -37,11 +44,24 @@ def put(path: Path, texts: list[str], encode: Callable = toy, part: int = 4) -> 
         return fill(writer, keys, pa.array(texts, pa.string()), encode, rows_per_part=part)
 
 
-def bind(path: Path, ids: list[str], texts: list[str | None], encoder: dict = ENCODER) -> int:
+def bind(
+    path: Path,
+    ids: list[str],
+    texts: list[str | None],
+    identity: VectorIdentity = IDENTITY,
+    owner: tuple[str, str] = ("item", "title"),
+) -> int:
     present = np.array([text is not None for text in texts], bool)
     keys = text_keys(IDENTITY, [text or "" for text in texts])
     with TableWriter(path, HEADER3) as writer:
-        return writer.bind("item", "title", pa.array(ids), keys, present, encoder)
+        return writer.bind(*owner, pa.array(ids), keys, present, ENCODER, identity)
+
+
+def sound(path: Path) -> Report:
+    """The report of a table without a fault."""
+    report = check_table(path)
+    assert report.ok, report.faults
+    return report
 
 
 @settings(max_examples=25, deadline=None)
@@ -62,8 +82,8 @@ def test_table_behaves_like_a_dictionary(
             (path / INDEX).unlink(missing_ok=True)
     if not calls:
         return
+    sound(path)
     table = VectorTable(path)
-    table.check()
     assert len(table) == len(expected)
     asked = [*sorted(expected), "never stored"]
     vectors = table.get(text_keys(IDENTITY, asked))
@@ -103,14 +123,14 @@ def test_killed_half_way_loses_at_most_a_part(tmp_path: Path) -> None:
     _, status = os.waitpid(child, 0)
     assert os.WTERMSIG(status) == signal.SIGKILL
 
+    sound(tmp_path / "t")
     after = VectorTable(tmp_path / "t")
-    after.check()
     assert len(after) == 12  # parts of four: texts 0 to 11 were committed
     encoded: list[str] = []
     put(tmp_path / "t", texts, lambda chunk: encoded.extend(chunk) or toy(chunk))
     assert encoded == texts[12:]
+    sound(tmp_path / "t")
     whole = VectorTable(tmp_path / "t")
-    whole.check()
     assert np.array_equal(whole.get(text_keys(IDENTITY, texts)), toy(texts))
     assert not list((tmp_path / "t").glob(".*.tmp"))
 
@@ -178,11 +198,11 @@ def test_damage_is_named_and_mended_by_deleting_the_part(
     else:
         raw[where] ^= 0x41
     part.write_bytes(bytes(raw))
-    with pytest.raises(DataError, match=part.name):
-        VectorTable(path).check()
+    report = check_table(path)
+    assert {fault.file for fault in report.faults} == {part.name}
     part.unlink()
     assert put(path, texts) == 4
-    VectorTable(path).check()
+    sound(path)
     assert np.array_equal(VectorTable(path).get(text_keys(IDENTITY, texts)), toy(texts))
 
 
@@ -191,10 +211,12 @@ def test_damaged_header_and_bindings_are_named(tmp_path: Path) -> None:
         VectorTable(tmp_path)
     put(tmp_path, ["a"])
     (tmp_path / BINDINGS).write_bytes(b"PAR1 nonsense")
+    (fault,) = check_table(tmp_path).faults
+    assert (fault.kind, fault.file) == ("bindings", BINDINGS)
     with pytest.raises(DataError, match=BINDINGS):
-        VectorTable(tmp_path).check()
+        bind(tmp_path, ["i1"], ["a"])
     (tmp_path / BINDINGS).unlink()
-    (tmp_path / HEADER).write_text('{"format": 2, "width": 3}')
+    (tmp_path / HEADER).write_text('{"format": 1, "width": 3}')
     with pytest.raises(DataError, match=HEADER):
         VectorTable(tmp_path)
 
@@ -210,16 +232,41 @@ def test_bindings_are_upserted(tmp_path: Path) -> None:
     assert np.array_equal(got, np.stack([toy(["three"])[0], np.zeros(3), toy(["two"])[0]]))
     assert bind(tmp_path, ["i9"], ["one"]) == 0
     assert VectorTable(tmp_path).bound("item", "title", ["i1"]).any()
-    VectorTable(tmp_path).check()
+    assert sound(tmp_path).rows == {"vectors": 3, "bindings": 3}
+
+
+OTHER = IDENTITY.model_copy(update={"template": "plain@2"})
 
 
 def test_a_field_never_mixes_encoders(tmp_path: Path) -> None:
     put(tmp_path, ["one", "two"])
     bind(tmp_path, ["i1", "i2"], ["one", "two"])
-    bind(tmp_path, ["i1"], ["two"], {"backbone": "other"})
+    bind(tmp_path, ["i1"], ["two"], OTHER)
     table = VectorTable(tmp_path)
-    assert table.encoders() == {("item", "title"): {"backbone": "other"}}
+    assert table.encoders()["item", "title"] == {**ENCODER, "identity": OTHER.model_dump()}
     assert not table.bound("item", "title", ["i2"]).any()
+
+
+def test_stale_vectors_are_refused(tmp_path: Path) -> None:
+    put(tmp_path, ["one"])
+    bind(tmp_path, ["i1"], ["one"])
+    found, there = VectorTable(tmp_path).field("item", "title", IDENTITY).gather(["i1"])
+    assert there.all() and np.array_equal(found, toy(["one"]))
+    with pytest.raises(DataError, match=r"stale: .* template 'plain@1', not 'plain@2'; run"):
+        VectorTable(tmp_path).field("item", "title", OTHER)
+
+
+def test_context_values_are_gathered_beside_items(tmp_path: Path) -> None:
+    words = ["it is raining", "a clear sky", "lunch time"]
+    owners = [context_owner("weather", "rain"), context_owner("weather", "clear"), "meal=lunch"]
+    put(tmp_path, words, part=1)
+    bind(tmp_path, owners, words, owner=("context", "text"))
+    bind(tmp_path, ["weather=rain"], ["lunch time"])  # an item of that name is another owner
+    scene = VectorTable(tmp_path).field("context", "text")
+    vectors, found = scene.gather(["meal=lunch", "weather=hail", None, "weather=rain"])
+    assert found.tolist() == [True, False, False, True]
+    expected = [toy(["lunch time"])[0], np.zeros(3), np.zeros(3), toy(["it is raining"])[0]]
+    assert np.array_equal(vectors, np.stack(expected))
 
 
 def test_unbound_field_and_duplicate_owner_are_errors(tmp_path: Path) -> None:
@@ -231,9 +278,128 @@ def test_unbound_field_and_duplicate_owner_are_errors(tmp_path: Path) -> None:
         bind(tmp_path, ["i1", "i1"], ["one", "one"])
 
 
-def test_binding_without_its_vector_is_found_by_check(tmp_path: Path) -> None:
-    put(tmp_path, ["one", "two"], part=1)
+def test_check_names_every_fault(tmp_path: Path) -> None:
+    put(tmp_path, ["one", "two", "three"], part=1)
     bind(tmp_path, ["i1", "i2"], ["one", "two"])
-    part_paths(tmp_path)[1].unlink()
-    with pytest.raises(DataError, match="item 'i2', field title"):
-        VectorTable(tmp_path).check()
+    _, second, third = part_paths(tmp_path)
+    second.unlink()
+    keys = text_keys(IDENTITY, ["one", "four"])
+    vectors = np.array([[1, 2, 3], [1, np.nan, 3]], np.float32)
+    bad = write_part(tmp_path, HEADER3, 7, keys, vectors, ((2, 0),))
+    third.rename(third.with_name("part-000002-0123456789abcdef.arrow"))
+    report = check_table(tmp_path)
+    found = {(fault.kind, fault.file, fault.row) for fault in report.faults}
+    assert found == {
+        ("checksum", "part-000002-0123456789abcdef.arrow", None),
+        ("non-finite vector", bad.name, 2),
+        ("duplicate key", bad.name, 1),
+        ("dangling binding", BINDINGS, 2),
+    }
+    assert any("item 'i2', field title" in fault.message for fault in report.faults)
+    assert report.warnings == [f"{INDEX} is of other parts and not used; the next run renews it"]
+
+
+def test_a_false_index_is_a_fault_and_is_not_believed_by_the_writer(tmp_path: Path) -> None:
+    put(tmp_path / "a", ["one", "two"])
+    put(tmp_path / "b", ["two", "one"])
+    index = (tmp_path / "b" / INDEX).read_bytes()
+    one, two = (part_paths(tmp_path / name)[0].name.encode() for name in "ab")
+    (tmp_path / "a" / INDEX).write_bytes(index.replace(two, one))
+    assert [fault.kind for fault in check_table(tmp_path / "a").faults] == ["index"]
+    assert put(tmp_path / "a", ["one", "two"]) == 0
+    sound(tmp_path / "a")
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    st.lists(st.lists(st.text("abc", min_size=1, max_size=3), max_size=12), max_size=5),
+    st.integers(1, 400),
+)
+def test_compaction_changes_no_vector_and_no_open_reader(
+    tmp_path_factory: pytest.TempPathFactory, calls: list[list[str]], size: int
+) -> None:
+    path = tmp_path_factory.mktemp("t") / "table"
+    put(path, ["always"])
+    for texts in calls:
+        put(path, texts, part=3)
+    texts = ["always", *{text for call in calls for text in call}]
+    bind(path, [f"i{n}" for n in range(len(texts))], texts)
+    reader = VectorTable(path)
+    before = part_paths(path)
+    report = compact(path, bytes_per_part=size)
+    keys = text_keys(IDENTITY, texts)
+    for table in (reader, VectorTable(path)):
+        assert np.array_equal(table.get(keys), toy(texts))
+        ids = [f"i{n}" for n in range(len(texts))]
+        assert np.array_equal(table.bound("item", "title", ids), toy(texts))
+    assert sound(path).rows == {"vectors": len(texts), "bindings": len(texts)}
+    assert VectorTable(path).indexed
+    assert (report.parts_before, report.parts) == (len(before), len(part_paths(path)))
+    assert (report.vectors, report.dropped_vectors) == (len(texts), 0)
+    rows_per_part = max(1, size // (16 + 4 * WIDTH))
+    sizes = [len(part) for part in VectorTable(path).parts]
+    assert all(a + b > rows_per_part for a, b in pairwise(sizes))
+    assert put(path, [*texts, "new"]) == (0 if "new" in texts else 1)
+
+
+def test_only_what_is_out_of_use_is_dropped(tmp_path: Path) -> None:
+    put(tmp_path, ["bound", "unbound", "rebound"], part=1)
+    bind(tmp_path, ["i1", "i2"], ["bound", "rebound"])
+    now = VectorTable(tmp_path).bindings.table["bound_at"][0].as_py()
+
+    def after(days: int) -> dict[str, bool]:
+        report = compact(tmp_path, 10, now=now + days * DAY_US)
+        rows = VectorTable(tmp_path).rows(text_keys(IDENTITY, ["bound", "unbound", "rebound"]))
+        assert report.vectors == len(VectorTable(tmp_path)) == sum(rows >= 0)
+        sound(tmp_path)
+        return dict(zip(["bound", "unbound", "rebound"], (rows >= 0).tolist(), strict=True))
+
+    assert after(9) == {"bound": True, "unbound": True, "rebound": True}
+    # Ten days and a bit later nothing was confirmed but i2, as if a run had bound it again.
+    bindings = VectorTable(tmp_path).bindings
+    later = [now if i == "i1" else now + 9 * DAY_US for i in bindings.table["owner_id"].to_pylist()]
+    column = bindings.table.schema.get_field_index("bound_at")
+    moved = bindings.table.set_column(column, bindings.table.schema.field(column), [later])
+    type(bindings)(moved, bindings.encoders).write(tmp_path)
+    assert after(11) == {"bound": False, "unbound": False, "rebound": True}
+    assert summarise(tmp_path).fields["item/title"].owners == 1
+    assert after(20) == {"bound": False, "unbound": False, "rebound": False}
+    assert summarise(tmp_path).fields == {}
+    assert put(tmp_path, ["bound"]) == 1
+    sound(tmp_path)
+
+
+def test_a_compaction_that_was_cut_off_shows_either_side(tmp_path: Path) -> None:
+    """Between the commit of the merged part and the deletion of the old ones."""
+    put(tmp_path, ["one", "two"], part=1)
+    old = {path.name: path.read_bytes() for path in part_paths(tmp_path)}
+    compact(tmp_path)
+    for name, raw in old.items():
+        (tmp_path / name).write_bytes(raw)
+    sound(tmp_path)
+    assert len(VectorTable(tmp_path)) == 2
+    assert put(tmp_path, ["one", "two"]) == 0
+    assert len(part_paths(tmp_path)) == 1
+
+
+def test_compaction_waits_for_no_writer(tmp_path: Path) -> None:
+    put(tmp_path, ["a"])
+    with (
+        TableWriter(tmp_path, HEADER3),
+        pytest.raises(DataError, match="another process is writing"),
+    ):
+        compact(tmp_path)
+    with pytest.raises(ConfigError, match="1 day or more"):
+        compact(tmp_path, 0)
+    with pytest.raises(DataError, match="no vector table"):
+        compact(tmp_path / "none")
+
+
+def test_summary_counts_what_is_bound(tmp_path: Path) -> None:
+    put(tmp_path, ["one", "two", "free"])
+    bind(tmp_path, ["i1", "i2", "i3"], ["one", "two", "one"])
+    summary = summarise(tmp_path)
+    assert (summary.vectors, summary.unbound, summary.parts) == (3, 1, 1)
+    title = summary.fields["item/title"]
+    assert (title.owners, title.vectors, title.encoder["backbone"]) == (3, 2, "test")
+    assert title.oldest == title.newest

@@ -17,6 +17,7 @@ import pyarrow.csv as pv
 import pyarrow.json as pj
 import pyarrow.parquet as pq
 
+from raysys.data.clock import now_us
 from raysys.errors import DataError
 
 TimeUnit = Literal["s", "ms", "us"]
@@ -232,11 +233,6 @@ class Source:
         raise DataError(
             f"{self.where(row)}: column {name!r} is no time in the form {form!r}: {text[row]}"
         )
-
-
-def now_us() -> int:
-    """The present, µs UTC."""
-    return int(datetime.now(UTC).timestamp() * 1e6)
 
 
 def _microseconds(numbers: pa.Array, unit: str) -> pa.Array:

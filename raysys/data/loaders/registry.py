@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from raysys.data.clock import now_us
 from raysys.data.dataset import DatasetWriter
 from raysys.data.files import sha256_file
 from raysys.data.loaders.base import Imported, Loader, Options
@@ -19,7 +20,7 @@ from raysys.data.loaders.lists import running_number
 from raysys.data.loaders.mapped import Mapped
 from raysys.data.loaders.mind import Mind
 from raysys.data.loaders.movielens import Movielens
-from raysys.data.loaders.reading import combined, nearest, now_us
+from raysys.data.loaders.reading import combined, nearest
 from raysys.data.loaders.trd import Trd
 from raysys.data.manifest import Manifest
 from raysys.data.schema import CONTEXTS, context_struct
