@@ -82,13 +82,35 @@ class Folds(BaseModel):
         """Split codes [N] of N units named by `keys`; equal keys always go together."""
         unique, inverse = np.unique(keys.astype(object), return_inverse=True)
         fold = _rank(stable_hash(unique, self.seed)) % self.folds
-        out = np.full(len(unique), TRAIN, np.int8)
+        return self._codes(fold, unique)[inverse]
+
+    def describe_within(self, unit: str) -> str:
+        """The rule of `split_within` in words, for a data card."""
+        return (
+            f"folds: {unit} spread evenly over {self.folds} folds, fold {self.fold} test, "
+            f"{percent(self.valid_share)} of the others valid, by hash with seed {self.seed}"
+        )
+
+    def split_within(self, owners: npt.NDArray[Any], keys: npt.NDArray[Any]) -> SplitArray:
+        """Split codes [N] of N distinct keys, of which each owner [N] has equally many in every
+        fold, give or take one."""
+        names, owner = np.unique(owners.astype(object), return_inverse=True)
+        order = np.lexsort((stable_hash(keys, self.seed), owner))
+        begin = np.concatenate([[0], np.cumsum(np.bincount(owner))])[owner[order]]
+        place = np.empty(len(keys), np.int64)
+        place[order] = np.arange(len(keys)) - begin
+        # Owners start at different folds, or those with few units would have none in the last.
+        start = (stable_hash(names, self.seed + 2) % np.uint64(self.folds)).astype(np.int64)
+        return self._codes((place + start[owner]) % self.folds, keys)
+
+    def _codes(self, fold: Int64Array, keys: npt.NDArray[Any]) -> SplitArray:
+        out = np.full(len(keys), TRAIN, np.int8)
         out[fold == self.fold] = TEST
         rest = np.flatnonzero(fold != self.fold)
         # Another hash than that of the folds, so that the valid part is not one of them.
-        order = np.argsort(stable_hash(unique[rest], self.seed + 1), kind="stable")
+        order = np.argsort(stable_hash(keys[rest], self.seed + 1), kind="stable")
         out[rest[order[: round(len(rest) * self.valid_share)]]] = VALID
-        return out[inverse]
+        return out
 
 
 def percent(share: float) -> str:

@@ -21,15 +21,18 @@ def derived_lists(
     split: SplitArray,
     chosen: npt.NDArray[np.bool_],
     area: Int64Array | None = None,
+    offered: npt.NDArray[np.bool_] | None = None,
 ) -> tuple[pa.Array, pa.Array]:
     """Candidate and click lists of the chosen rows of a log with N rows.
 
     Args:
         items: item ids that `item` codes [N] index.
-        moment: codes [N] of (user, time).
-        split: split codes [N]; a draw sees only items that occur up to the end of its split.
+        moment: codes [N] of (user, time); of the user alone where there is no time.
+        split: split codes [N]; a draw sees only rows up to the end of its split, both for what
+            may be drawn and for what the user chose, so that no negative tells a later choice.
         chosen: [N], which rows become impressions.
         area: codes [N] of where each row happened, for rule same-area.
+        offered: [N], rows whose items may be drawn; all by default.
     """
     where = area if area is not None and rule.rule == "same-area" else np.zeros_like(item)
     positive = np.flatnonzero(chosen)
@@ -37,11 +40,13 @@ def derived_lists(
     for code in range(len(SPLITS)):
         mine = np.flatnonzero(split[positive] == code)
         seen = split <= code
-        pool = _pool(rule, item[seen], where[seen])
+        drawable = seen if offered is None else seen & offered
+        pool = _pool(rule, item[drawable], where[drawable])
         rows = positive[mine]
         # Each split has a stream of its own.
         seeded = rule.model_copy(update={"seed": (rule.seed * len(SPLITS) + code) % (1 << 63)})
-        owner, found = draw_negatives(seeded, pool, moment[rows], where[rows], (moment, item))
+        taken = moment[seen], item[seen]
+        owner, found = draw_negatives(seeded, pool, moment[rows], where[rows], taken)
         owners.append(mine[owner])
         drawn.append(found)
     owner, code_of, label = slates(

@@ -34,6 +34,7 @@ class Dialect:
     delimiter: str = ","
     quoted: bool = True
     header: bool = True
+    encoding: str = "utf-8"
 
     @property
     def quoting(self) -> Literal[0, 3]:
@@ -42,7 +43,7 @@ class Dialect:
 
     def rows(self, path: Path) -> Iterator[tuple[int, list[str]]]:
         """(physical line, fields) of every data row: slow, for finding where an error lies."""
-        with path.open(encoding="utf-8", errors="replace", newline="") as handle:
+        with path.open(encoding=self.encoding, errors="replace", newline="") as handle:
             reader = csv.reader(handle, delimiter=self.delimiter, quoting=self.quoting)
             rows = ((reader.line_num, row) for row in reader if row)
             if self.header:
@@ -303,21 +304,26 @@ def read_text(path: Path, dialect: Dialect, columns: Sequence[str] | None = None
     """Read a delimited file; `columns` names them where there is no header.
 
     Raises:
-        DataError: a row with too few or too many fields, or bytes that are not UTF-8.
+        DataError: a row with too few or too many fields, or bytes that are not the dialect's
+            encoding.
     """
     require_file(path)
     if path.stat().st_size == 0:
         raise DataError(f"{path}: the file is empty")
     names = list(columns or [])
     if dialect.header:
-        with path.open(encoding="utf-8-sig", errors="replace", newline="") as handle:
+        encoding = "utf-8-sig" if dialect.encoding == "utf-8" else dialect.encoding
+        with path.open(encoding=encoding, errors="replace", newline="") as handle:
             reader = csv.reader(handle, delimiter=dialect.delimiter, quoting=dialect.quoting)
             names = next(reader, [])
     try:
         table = pv.read_csv(
             path,
             read_options=pv.ReadOptions(
-                column_names=names, skip_rows=1 if dialect.header else 0, block_size=_BLOCK
+                column_names=names,
+                skip_rows=1 if dialect.header else 0,
+                block_size=_BLOCK,
+                encoding=dialect.encoding,
             ),
             parse_options=pv.ParseOptions(
                 delimiter=dialect.delimiter,
@@ -326,6 +332,8 @@ def read_text(path: Path, dialect: Dialect, columns: Sequence[str] | None = None
             ),
             convert_options=pv.ConvertOptions(column_types={n: pa.string() for n in names}),
         )
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: not {dialect.encoding} text ({error})") from error
     except pa.ArrowInvalid as error:
         for line, fields in dialect.rows(path):
             if len(fields) != len(names):

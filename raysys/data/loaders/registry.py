@@ -16,6 +16,8 @@ from raysys.data.loaders.bing_news import BingNews
 from raysys.data.loaders.dhrd_prompts import DhrdPrompts
 from raysys.data.loaders.ebnerd import Ebnerd
 from raysys.data.loaders.foursquare_checkins import FoursquareCheckins
+from raysys.data.loaders.foursquare_restaurants import FoursquareRestaurants
+from raysys.data.loaders.frappe import Frappe
 from raysys.data.loaders.lists import running_number
 from raysys.data.loaders.mapped import Mapped
 from raysys.data.loaders.mind import Mind
@@ -35,6 +37,8 @@ LOADERS: dict[str, Loader[Any]] = {
         DhrdPrompts(),
         Ebnerd(),
         FoursquareCheckins(),
+        FoursquareRestaurants(),
+        Frappe(),
         Mapped(),
         Mind(),
         Movielens(),
