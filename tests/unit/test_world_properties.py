@@ -16,6 +16,7 @@ from raysys.data.dataset import Dataset
 from raysys.data.mapping import LocalMapper
 from raysys.data.world import Effects, WorldConfig, make_world
 from raysys.data.world.food import QUERIES, FoodCity
+from raysys.data.world.lexicon import NEW_WEATHERS
 from raysys.data.world.news import Newspaper
 from raysys.data.world.reading import (
     Rows,
@@ -258,6 +259,28 @@ def test_words_switch(food: Path, tmp_path: Path) -> None:
         auc = roc_auc_score(rows.click, fit)
         assert (auc > 0.5 + five_errors(rows.click)) == law
         assert terms_of(path)["words"].any() == law
+
+
+def test_new_words_tell_the_weather_only_where_words_have_a_law(tmp_path: Path) -> None:
+    """Otherwise text alone would win on values that no model has seen, in the placebo too."""
+    for law in (True, False):
+        config = WorldConfig(
+            users=150, days=20, seed=5, new_value_share=0.8, effects={"words": law}
+        )
+        path = make(config, tmp_path / str(law))
+        dataset, scene = Dataset(path), build_world(config).scene
+        rows = rows_of(path)
+        areas = [dict(pairs) for pairs in dataset.table("users")["attributes"].to_pylist()]
+        contexts = dataset.table("impressions")["context"].to_pylist()
+        agree = []
+        for row in np.flatnonzero(rows.new_value):
+            area = int(areas[rows.user[row]][contexts[row]["place"]].removeprefix("area-"))
+            day = int(np.searchsorted(scene.midnight, rows.ts[row], side="right")) - 1
+            weather = scene.weather[day, scene.district[area]]
+            agree.append(NEW_WEATHERS.index(contexts[row]["weather"]) == weather)
+        assert len(agree) > 100
+        error = (0.1875 / len(agree)) ** 0.5
+        assert np.mean(agree) == (1 if law else pytest.approx(0.25, abs=4 * error))
 
 
 def test_joint_behaviour_switch(tmp_path: Path) -> None:

@@ -14,7 +14,8 @@ class Effects(_Frozen):
     """Laws that can be turned off, each giving the placebo world of one method.
 
     `context` off: one prototype per user instead of one per context, so that variance stays.
-    `entity` off: every reader is topic-driven. The others drop their term.
+    `entity` off: every reader is topic-driven. `words` off: menus pull on nobody, and a new word
+    for the weather says nothing about it. The others drop their term.
     """
 
     context: bool = True

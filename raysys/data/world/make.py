@@ -108,7 +108,7 @@ def _write_laws(world: World, root: Path) -> None:
     """truth/map (all worlds) and truth/prototypes (food): the hidden map and laws."""
     context = np.arange(CONTEXT_COUNT)
     columns: dict[str, pa.Array] = {"code": pa.array(context.astype(np.int16))}
-    described = context_array(context, np.zeros(len(context), dtype=bool))
+    described = context_array(context, np.full(len(context), -1))
     for name in FEATURES:
         columns[name] = described.field(name)
     columns["prototype"] = pa.array(world.scene.prototype.astype(np.int16))

@@ -7,6 +7,7 @@ import pyarrow as pa
 
 from raysys.data.schema import USERS
 from raysys.data.world.config import WorldConfig
+from raysys.data.world.lexicon import NEW_WEATHERS
 from raysys.data.world.scene import DAY_US, HOURS, SIZES, Scene, context_code
 from raysys.data.world.streams import stream
 
@@ -65,8 +66,9 @@ class People:
 class Episodes:
     """What n users do on one day, sorted by (user, time). All arrays [N].
 
-    `context` is the lawful code; `new_weather` marks those told by a new word; `unseen` those in
-    a combination that nobody met before the test period.
+    `context` is the lawful code; `new_word` is the code of the new word that tells the weather,
+    −1 where its own word does; `unseen` marks those in a combination that nobody met before the
+    test period.
     """
 
     day: int
@@ -75,7 +77,7 @@ class Episodes:
     ts: np.ndarray
     area: np.ndarray
     context: np.ndarray
-    new_weather: np.ndarray
+    new_word: np.ndarray
     unseen: np.ndarray
     mini_program: np.ndarray
 
@@ -167,7 +169,10 @@ def day_episodes(
     weather = weather_of[user, place]
     meal = np.where(unseen, scene.unseen_meal[place, weather, day_type], meal)
     new_share = config.new_value_share / max(1e-9, 1 - config.unseen_share)
-    new_weather = in_test & ~unseen & (draw[3] < new_share)
+    # Where words carry no law they must not tell the weather either, or text would still win on
+    # values that no model has seen: the new word is then any of them.
+    word = weather if config.effects.words else (draw[6] * len(NEW_WEATHERS)).astype(np.int64)
+    new_word = np.where(in_test & ~unseen & (draw[3] < new_share), word, -1)
 
     hours = np.array(HOURS)[meal]
     hour = hours[:, 0] + draw[4] * (hours[:, 1] - hours[:, 0] - 0.2)  # clicks and orders follow
@@ -180,7 +185,7 @@ def day_episodes(
         ts=ts[order],
         area=people.areas[user, place][order],
         context=context_code(meal, place, weather, np.full_like(meal, day_type))[order],
-        new_weather=new_weather[order],
+        new_word=new_word[order],
         unseen=unseen[order],
         mini_program=(draw[5] < people.mini_program[user])[order],
     )

@@ -30,7 +30,8 @@ def codes_of(values: pa.Array | pa.ChunkedArray, names: Any) -> np.ndarray:
 
 
 def lawful_codes(context: pa.Array | pa.ChunkedArray) -> np.ndarray:
-    """Context codes of a `context` column; a new weather word has the code of its old one."""
+    """Context codes of a `context` column; a new weather word has the code of its old one (in a
+    world without the law of words, where it tells nothing, any code)."""
     column = context.combine_chunks() if isinstance(context, pa.ChunkedArray) else context
     weather = codes_of(column.field("weather"), (*WEATHERS, *NEW_WEATHERS)) % len(WEATHERS)
     return context_code(

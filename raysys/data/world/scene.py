@@ -43,11 +43,13 @@ def context_parts(code: np.ndarray) -> tuple[np.ndarray, ...]:
     return tuple(np.unravel_index(code, SIZES))
 
 
-def context_array(code: np.ndarray, new_weather: np.ndarray) -> pa.StructArray:
-    """The `context` column; where `new_weather`, the weather is told by its new word."""
+def context_array(code: np.ndarray, new_word: np.ndarray) -> pa.StructArray:
+    """The `context` column; the weather is told by the new word of that code, or if it is −1 by
+    its own word."""
     meal, place, weather, day = context_parts(code)
     words = (MEALTIMES, PLACES, (*WEATHERS, *NEW_WEATHERS), DAY_TYPES)
-    codes = (meal, place, weather + len(WEATHERS) * new_weather, day)
+    told = np.where(new_word >= 0, len(WEATHERS) + new_word, weather)
+    codes = (meal, place, told, day)
     columns = [
         pa.array(names).take(pa.array(values.astype(np.int32)))
         for names, values in zip(words, codes, strict=True)

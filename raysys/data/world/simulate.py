@@ -136,7 +136,7 @@ class Life:
             subject=np.full(n, SUBJECTS.index(subject), dtype=np.int8),
             scenario=episodes.mini_program.astype(np.int8),
             context=episodes.context,
-            new_weather=episodes.new_weather,
+            new_word=episodes.new_word,
         )
 
     def _log_click(
@@ -202,7 +202,7 @@ class Life:
             user=episodes.user[kept],
             ts=episodes.ts[kept],
             context=episodes.context[kept],
-            new_weather=episodes.new_weather[kept],
+            new_word=episodes.new_word[kept],
             unseen=episodes.unseen[kept],
             prototype=self.law.prototype(episodes)[kept],
             items=items[kept],

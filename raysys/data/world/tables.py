@@ -64,7 +64,7 @@ def events_table(world: World, lived: Lived) -> pa.Table:
         "subject": _named(SUBJECTS, log["subject"]),
         "behaviour": _named(BEHAVIOURS, log["behaviour"]),
         "scenario": _named(SCENARIOS, log["scenario"]),
-        "context": context_array(log["context"], log["new_weather"]),
+        "context": context_array(log["context"], log["new_word"]),
         "value": pa.nulls(n, pa.float64()),
     }
     return pa.table(columns).cast(events_schema(FEATURES))
@@ -100,7 +100,7 @@ def impressions_table(world: World, lived: Lived) -> pa.Table:
         "ts": pa.array(log["ts"]),
         "tz_offset_min": pa.array(np.full(len(split), world.config.tz_offset_min, dtype=np.int16)),
         "history_end": pa.nulls(len(split), pa.int64()),
-        "context": context_array(log["context"], log["new_weather"]),
+        "context": context_array(log["context"], log["new_word"]),
         "position": _lists(pa.array(rank[real]), real.sum(1)),
         "propensity": pa.nulls(len(split), pa.list_(pa.float32())),
         "split": _named(("train", "valid", "test"), split),
@@ -140,7 +140,7 @@ def truth_requests(world: World, lived: Lived) -> pa.Table:
         "impression_id": impression_ids(world, lived),
         "prototype": pa.array(log["prototype"].astype(np.int16)),
         "unseen_combination": pa.array(log["unseen"]),
-        "new_value": pa.array(log["new_weather"]),
+        "new_value": pa.array(log["new_word"] >= 0),
     }
     return pa.table(columns).cast(TRUTH_REQUESTS)
 
