@@ -1,10 +1,9 @@
 """`bindings.parquet`: which vector a field of an item, a user or a context value has now.
 
 An owner is named by kind and id: `item` and `user` by their ids, `context` by `context_owner`.
-The file's metadata says of each (kind, field) which encoder made its vectors.
+The file's metadata says of each (kind, field) what its vectors were made with.
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,13 +14,14 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from pydantic import BaseModel, ConfigDict, TypeAdapter
 
 from raysys.errors import DataError
 from raysys.llm.keys import KEY_TYPE, Keys, VectorIdentity, keys_of_arrow, keys_to_arrow
 from raysys.llm.parts import replaced
 
 BINDINGS = "bindings.parquet"
-ENCODERS = b"raysys.encoders"  # metadata: "kind/field" -> encoder
+ORIGINS = b"raysys.origins"  # metadata: "kind/field" -> Origin
 
 BINDING_SCHEMA = pa.schema(
     [
@@ -41,12 +41,27 @@ def context_owner(feature: str, value: str) -> str:
     return f"{feature}={value}"
 
 
+class Origin(BaseModel):
+    """What the vectors of a field were made with.
+
+    identity: what their keys depend on; encoder: what else is to be known of the model.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    identity: VectorIdentity
+    encoder: dict[str, Any]
+
+
+_ORIGINS = TypeAdapter(dict[str, Origin])
+
+
 @dataclass(frozen=True)
 class Bindings:
-    """Rows of `BINDING_SCHEMA` in order, and the encoder of each "kind/field"."""
+    """Rows of `BINDING_SCHEMA` in order, and the origin of each "kind/field"."""
 
     table: pa.Table
-    encoders: Mapping[str, dict[str, Any]]
+    origins: Mapping[str, Origin]
 
     @property
     def keys(self) -> Keys:
@@ -64,8 +79,7 @@ class Bindings:
         owner_ids: pa.Array,
         keys: Keys,
         present: BoolArray,
-        encoder: dict[str, Any],
-        identity: VectorIdentity,
+        origin: Origin,
         now: int,
     ) -> "Bindings":
         """With N owners bound anew to keys [N, 2], or unbound where `present` [N] is false.
@@ -73,9 +87,9 @@ class Bindings:
         A field holds vectors of one identity: under another one all its old bindings go.
         """
         name = f"{owner_kind}/{field}"
-        stated = {**encoder, "identity": identity.model_dump()}
+        before = self.origins.get(name)
         dropped = self._mask(owner_kind, field)
-        if self.encoders.get(name, {}).get("identity") == stated["identity"]:
+        if before is not None and before.identity == origin.identity:
             again = pc.is_in(self.table["owner_id"], value_set=owner_ids)
             dropped = pc.and_(dropped, again)
         ids = owner_ids.filter(pa.array(present))
@@ -90,14 +104,14 @@ class Bindings:
             schema=BINDING_SCHEMA,
         )
         merged = pa.concat_tables([self.table.filter(pc.invert(dropped)), new]).sort_by(_ORDER)
-        return Bindings(merged, {**self.encoders, name: stated})
+        return Bindings(merged, {**self.origins, name: origin})
 
     def since(self, moment: int) -> "Bindings":
-        """Those confirmed at `moment` (µs UTC) or later; fields left empty lose their encoder."""
+        """Those confirmed at `moment` (µs UTC) or later; fields left empty lose their origin."""
         kept = self.table.filter(pc.greater_equal(self.table["bound_at"], moment))
         names = pc.binary_join_element_wise(kept["owner_kind"], kept["field"], "/")
         left = set(pc.unique(names).to_pylist())
-        return Bindings(kept, {name: e for name, e in self.encoders.items() if name in left})
+        return Bindings(kept, {name: o for name, o in self.origins.items() if name in left})
 
     def write(self, path: Path) -> None:
         """Replace the bindings of the table folder `path`.
@@ -105,7 +119,7 @@ class Bindings:
         Raises:
             StorageFullError: the disk is full; the old file stays.
         """
-        metadata = {ENCODERS: json.dumps(dict(self.encoders), sort_keys=True)}
+        metadata = {ORIGINS: _ORIGINS.dump_json(dict(sorted(self.origins.items())))}
         with replaced(path / BINDINGS) as temporary:
             pq.write_table(
                 self.table.replace_schema_metadata(metadata),
@@ -133,7 +147,7 @@ class BindingsFile:
             return Bindings(BINDING_SCHEMA.empty_table(), {})
         try:
             table = pq.read_table(self._source, page_checksum_verification=True)
-            encoders = json.loads((table.schema.metadata or {})[ENCODERS])
+            origins = _ORIGINS.validate_json((table.schema.metadata or {})[ORIGINS])
             if table.schema.names != BINDING_SCHEMA.names:
                 raise ValueError(f"its columns are {', '.join(table.schema.names)}")
             table = table.cast(BINDING_SCHEMA)
@@ -142,7 +156,7 @@ class BindingsFile:
                 f"{self.path}: damaged ({error}); delete it and run the embed command again, "
                 "no text is encoded twice"
             ) from error
-        return Bindings(table, encoders)
+        return Bindings(table, origins)
 
 
 def changed(

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict
 from raysys.data.faults import FIRST_FAULTS, Report
 from raysys.errors import DataError
 from raysys.llm.bindings import BINDINGS, Bindings, BindingsFile, whole
-from raysys.llm.keys import NO_KEYS, SortedKeys, distinct, keys_of_arrow, sort_keys
+from raysys.llm.keys import NO_KEYS, SortedKeys, VectorIdentity, distinct, keys_of_arrow, sort_keys
 from raysys.llm.parts import Part, TableHeader, live, map_batch, part_paths, read_header
 from raysys.llm.vectors import INDEX, INDEXED_PARTS, VectorTable
 
@@ -25,7 +25,7 @@ def check_table(path: Path | str, *, first: int = FIRST_FAULTS) -> Report:
 
     part: cut off, unreadable or of another width; checksum: bytes that are not those of the
     file's name; non-finite vector; duplicate key; index: not that of the parts; bindings:
-    unreadable, an owner bound twice, a field without its encoder; dangling binding: to a vector
+    unreadable, an owner bound twice, a field without its origin; dangling binding: to a vector
     that is in no part. Rows count from 1 within their file.
 
     Raises:
@@ -132,8 +132,8 @@ def _check_bindings(bindings: Bindings, keys: SortedKeys, report: Report) -> Non
             report.add(kind, BINDINGS, row + 1, column, said)
         report.add_uncounted(kind, len(where))
     fields = pc.unique(pc.binary_join_element_wise(table["owner_kind"], table["field"], "/"))
-    for name in sorted(set(fields.to_pylist()) - set(bindings.encoders)):
-        message = f"{name}: no encoder is stated for it; run the embed command again"
+    for name in sorted(set(fields.to_pylist()) - set(bindings.origins)):
+        message = f"{name}: it is not said what made its vectors; run the embed command again"
         report.add("bindings", BINDINGS, None, None, message)
 
 
@@ -146,6 +146,7 @@ class FieldSummary(BaseModel):
     vectors: int
     oldest: date
     newest: date
+    identity: VectorIdentity
     encoder: dict[str, Any]
 
 
@@ -174,7 +175,7 @@ def summarise(path: Path | str) -> TableSummary:
     bindings = table.bindings
     used, _ = distinct(bindings.keys)
     fields = {}
-    for name, encoder in sorted(bindings.encoders.items()):
+    for name, origin in sorted(bindings.origins.items()):
         mine = bindings.of(*name.split("/", 1))
         if not len(mine):
             continue
@@ -184,7 +185,8 @@ def summarise(path: Path | str) -> TableSummary:
             vectors=len(distinct(keys_of_arrow(whole(mine["key"])))[0]),
             oldest=_day(times["min"]),
             newest=_day(times["max"]),
-            encoder=encoder,
+            identity=origin.identity,
+            encoder=origin.encoder,
         )
     return TableSummary(
         table=str(path),

@@ -122,15 +122,15 @@ class VectorTable:
             DataError: its vectors are stale: made with another model, adapter, template version
                 or the like than `identity`.
         """
-        encoder = self.bindings.encoders.get(f"{owner_kind}/{field}")
-        if encoder is None:
-            known = ", ".join(self.bindings.encoders) or "nothing"
+        origin = self.bindings.origins.get(f"{owner_kind}/{field}")
+        if origin is None:
+            known = ", ".join(self.bindings.origins) or "nothing"
             raise ConfigError(
                 f"{self.path}: no vector is bound to {owner_kind}/{field} (bound: {known}); "
                 f"run the embed command with this field"
             )
         if identity is not None:
-            _refuse_stale(f"{self.path}: {owner_kind}/{field}", encoder["identity"], identity)
+            _refuse_stale(f"{self.path}: {owner_kind}/{field}", origin.identity, identity)
         if (owner_kind, field) not in self._fields:
             mine = self.bindings.of(owner_kind, field)
             rows = self.rows(keys_of_arrow(whole(mine["key"])))
@@ -150,9 +150,9 @@ class VectorTable:
     def encoders(self) -> dict[tuple[str, str], dict[str, Any]]:
         """(owner_kind, field) -> the encoder whose vectors are bound to it."""
         found = {}
-        for name, encoder in self.bindings.encoders.items():
+        for name, origin in self.bindings.origins.items():
             kind, _, field = name.partition("/")
-            found[kind, field] = encoder
+            found[kind, field] = origin.encoder
         return found
 
     def add(self, part: Part) -> None:
@@ -222,11 +222,11 @@ def iter_text(column: pa.Array, size: int = 65_536) -> Iterator[list[str]]:
         yield column.slice(begin, size).to_pylist()
 
 
-def _refuse_stale(where: str, stated: dict[str, Any], wanted: VectorIdentity) -> None:
-    expected = wanted.model_dump()
-    other = [name for name in expected if stated.get(name) != expected[name]]
+def _refuse_stale(where: str, stated: VectorIdentity, wanted: VectorIdentity) -> None:
+    found, expected = stated.model_dump(), wanted.model_dump()
+    other = [name for name in expected if found[name] != expected[name]]
     if other:
-        differences = ", ".join(f"{n} {stated.get(n)!r}, not {expected[n]!r}" for n in other)
+        differences = ", ".join(f"{n} {found[n]!r}, not {expected[n]!r}" for n in other)
         raise DataError(
             f"{where} is stale: its vectors were made with {differences}; run the embed command "
             "again"

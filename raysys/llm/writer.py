@@ -12,7 +12,7 @@ from filelock import FileLock, Timeout
 from raysys.data.clock import now_us
 from raysys.data.files import write_text
 from raysys.errors import DataError
-from raysys.llm.bindings import Bindings, BindingsFile, changed
+from raysys.llm.bindings import Bindings, BindingsFile, Origin, changed
 from raysys.llm.keys import Keys, VectorIdentity, distinct
 from raysys.llm.parts import (
     HEADER,
@@ -131,9 +131,9 @@ class TableWriter:
             raise DataError(f"an id of {owner_kind} occurs twice; its {field} cannot be bound")
         old = self.bindings
         rebound = changed(old.of(owner_kind, field), owner_ids, keys, present)
-        old.upserted(
-            owner_kind, field, owner_ids, keys, present, encoder, identity, now_us()
-        ).write(self.path)
+        origin = Origin(identity=identity, encoder=encoder)
+        new = old.upserted(owner_kind, field, owner_ids, keys, present, origin, now_us())
+        new.write(self.path)
         return rebound
 
     @property

@@ -52,7 +52,7 @@ def test_json_of_every_verb(
 
     shown = answer("show", table)
     assert (shown["vectors"], shown["unbound"], shown["parts"]) == (3, 2, 2)
-    assert shown["fields"]["context/text"]["encoder"]["identity"] == IDENTITY.model_dump()
+    assert shown["fields"]["context/text"]["identity"] == IDENTITY.model_dump()
     done = answer("compact", table, "--ttl-days", 1)
     assert (done["parts_before"], done["parts"], done["vectors"]) == (2, 1, 3)
     assert (done["dropped_vectors"], done["dropped_bindings"]) == (0, 0)

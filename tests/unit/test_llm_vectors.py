@@ -243,7 +243,8 @@ def test_a_field_never_mixes_encoders(tmp_path: Path) -> None:
     bind(tmp_path, ["i1", "i2"], ["one", "two"])
     bind(tmp_path, ["i1"], ["two"], OTHER)
     table = VectorTable(tmp_path)
-    assert table.encoders()["item", "title"] == {**ENCODER, "identity": OTHER.model_dump()}
+    assert table.encoders() == {("item", "title"): ENCODER}
+    assert table.bindings.origins["item/title"].identity == OTHER
     assert not table.bound("item", "title", ["i2"]).any()
 
 
@@ -360,7 +361,7 @@ def test_only_what_is_out_of_use_is_dropped(tmp_path: Path) -> None:
     later = [now if i == "i1" else now + 9 * DAY_US for i in bindings.table["owner_id"].to_pylist()]
     column = bindings.table.schema.get_field_index("bound_at")
     moved = bindings.table.set_column(column, bindings.table.schema.field(column), [later])
-    type(bindings)(moved, bindings.encoders).write(tmp_path)
+    type(bindings)(moved, bindings.origins).write(tmp_path)
     assert after(11) == {"bound": False, "unbound": False, "rebound": True}
     assert summarise(tmp_path).fields["item/title"].owners == 1
     assert after(20) == {"bound": False, "unbound": False, "rebound": False}
