@@ -38,7 +38,7 @@ def compact(
     table: TableFolder,
     ttl_days: Annotated[
         int | None,
-        typer.Option(min=1, help="Also drop what was neither encoded nor bound for so many days."),
+        typer.Option(min=1, help="Also drop what no run has bound for so many days."),
     ] = None,
     as_json: AsJson = False,
 ) -> None:

@@ -1,10 +1,9 @@
 """Compaction: many small parts into few large ones, and what nobody uses any more dropped.
 
-A vector is *in use* from when it is encoded, and from every run that binds something to it, for
-`ttl_days`. Compaction drops bindings that no run has confirmed for that long, and the vectors
-that are not in use. Ages are counted from use and not from encoding: a vector never changes, so
-one that is bound every night stays as good as new, and one that a killed run has encoded but not
-bound yet is kept for the run that resumes it.
+With a time to live, bindings go that no run has confirmed for so many days, then vectors that
+nothing is bound to and that were encoded as long ago. A bound vector has no age: it never changes,
+so one that is bound every night stays. One that a killed run has encoded but not bound yet is
+young, and kept for the run that resumes it.
 """
 
 import time
@@ -99,7 +98,7 @@ def _expire(writer: TableWriter, oldest: int) -> int:
 
 
 def _in_use(writer: TableWriter, oldest: int) -> list[BoolArray]:
-    """Rows [n] of each part that were encoded or bound at `oldest` or later."""
+    """Rows [n] of each part that are bound, or were encoded at `oldest` or later."""
     keys = writer.bindings.keys
     first, _ = distinct(keys)
     bound = SortedKeys(*np.ascontiguousarray(keys[first].T))

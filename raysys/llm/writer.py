@@ -18,6 +18,7 @@ from raysys.llm.parts import (
     HEADER,
     Part,
     TableHeader,
+    damaged,
     part_number,
     part_paths,
     read_header,
@@ -148,11 +149,16 @@ class TableWriter:
         Readers see the old parts of a group or its new one, never both and never neither.
 
         Raises:
-            StorageFullError: the disk is full; groups not yet replaced stay as they were.
+            DataError: a part whose bytes have changed.
+            StorageFullError: the disk is full.
+            After either, groups not yet replaced stay as they were.
         """
         self._index_stale = True
         try:
             for number, group in enumerate(groups, self._next_number):
+                for part, _ in group:
+                    if not part.intact:  # the new part's name would vouch for its bytes
+                        raise damaged(part.path, "its sha256 is not the one in its name")
                 runs = tuple(run for part, rows in group for run in _runs(part.written[rows]))
                 if runs:
                     write_part(

@@ -383,6 +383,17 @@ def test_a_compaction_that_was_cut_off_shows_either_side(tmp_path: Path) -> None
     assert len(part_paths(tmp_path)) == 1
 
 
+def test_compaction_vouches_for_no_changed_byte(tmp_path: Path) -> None:
+    put(tmp_path, ["one", "two"], part=1)
+    part = part_paths(tmp_path)[0]
+    raw = part.read_bytes()
+    where = raw.index(toy(["one"]).tobytes())
+    part.write_bytes(raw[:where] + bytes([raw[where] ^ 1]) + raw[where + 1 :])
+    with pytest.raises(DataError, match=f"{part.name}: damaged .its sha256 is not"):
+        compact(tmp_path)
+    assert len(part_paths(tmp_path)) == 2
+
+
 def test_compaction_waits_for_no_writer(tmp_path: Path) -> None:
     put(tmp_path, ["a"])
     with (
