@@ -3,7 +3,6 @@
 import os
 import signal
 from collections.abc import Callable
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -339,7 +338,7 @@ def test_compaction_changes_no_vector_and_no_open_reader(
     assert (report.vectors, report.dropped_vectors) == (len(texts), 0)
     rows_per_part = max(1, size // (16 + 4 * WIDTH))
     sizes = [len(part) for part in VectorTable(path).parts]
-    assert all(a + b > rows_per_part for a, b in pairwise(sizes))
+    assert sum(2 * rows <= rows_per_part for rows in sizes) <= 1  # one may be left over
     assert put(path, [*texts, "new"]) == (0 if "new" in texts else 1)
 
 
