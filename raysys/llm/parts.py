@@ -31,6 +31,7 @@ ARROW_TYPES = {"float32": pa.float32(), "float16": pa.float16()}
 _TRIES = 20
 
 Runs = tuple[tuple[int, int], ...]
+FORMAT: Literal[2] = 2
 
 
 class TableHeader(BaseModel):
@@ -38,7 +39,7 @@ class TableHeader(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    format: Literal[2] = 2
+    format: Literal[2] = FORMAT
     width: int = Field(ge=1)
     dtype: Literal["float32", "float16"] = "float32"
 

@@ -36,6 +36,7 @@ from raysys.data.sampling import ImpressionLoader, pointers_of
 from raysys.errors import ConfigError
 from raysys.llm.embed import embed_items
 from raysys.llm.encoder import EncoderSpec
+from raysys.llm.parts import FORMAT
 from raysys.llm.vectors import VectorTable
 from raysys.metrics import ranking
 from raysys.metrics.blocks import tie_blocks
@@ -298,7 +299,7 @@ def _loader(config: RankerRecipe, data: Prepared, collator: Collator) -> Impress
 def _table(config: RankerRecipe, dataset: Dataset) -> Path:
     if config.vector_table is not None:
         return Path(config.vector_table)
-    return cache_root() / "vectors" / dataset.manifest.hash
+    return cache_root() / "vectors" / f"{dataset.manifest.hash}-v{FORMAT}"
 
 
 def _vectors(
