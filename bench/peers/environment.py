@@ -13,6 +13,10 @@ from raysys.data.prepared import cache_root
 from raysys.errors import RaysysError
 
 FUXICTR = ("fuxictr-2.3.10", ("fuxictr==2.3.10", "torch==2.13.*"))
+SENTENCE_TRANSFORMERS = (
+    "sentence-transformers-6",
+    ("sentence-transformers==6.*", "torch==2.13.*", "transformers>=5.19,<6"),
+)
 _LAST_LINES = 5
 
 

@@ -18,7 +18,7 @@ from raysys.errors import RaysysError
 # One module each in raysys/cli. `data` has verbs of its own.
 VERBS = (
     "data", "train", "tune", "evaluate", "compare", "score", "export", "report", "embed",
-    "vectors", "build", "serve", "submit", "bench", "doctor", "demo",
+    "generate", "vectors", "build", "serve", "submit", "bench", "doctor", "demo",
 )  # fmt: skip
 
 

@@ -16,7 +16,12 @@ from raysys.errors import RaysysError
 _PASSED_ON = ("GLOO_", "NCCL_", "TORCH_", "RAYSYS_", "HF_HUB_OFFLINE")
 
 
-def ensure_ray(num_cpus: int | None = None, env: Mapping[str, str] | None = None) -> bool:
+def ensure_ray(
+    num_cpus: int | None = None,
+    env: Mapping[str, str] | None = None,
+    *,
+    worker_logs: bool = True,
+) -> bool:
     """Connect to Ray unless connected; True if a cluster was started on this machine.
 
     With RAY_ADDRESS set, joins that cluster, with token authentication if a token is at hand
@@ -25,7 +30,8 @@ def ensure_ray(num_cpus: int | None = None, env: Mapping[str, str] | None = None
     of a dead run may be released, listens on the loopback interface only; Ray's internal ports
     listen on all, guarded by token authentication unless RAY_AUTH_MODE says otherwise. Its
     workers run at the priority of ordinary processes unless RAY_worker_niceness says otherwise.
-    `env` is what all workers of this process find in their environment.
+    `env` is what all workers of this process find in their environment; without `worker_logs`
+    what they print stays in Ray's log files.
 
     Raises:
         RaysysError: the cluster cannot be reached.
@@ -43,7 +49,9 @@ def ensure_ray(num_cpus: int | None = None, env: Mapping[str, str] | None = None
 
     if ray.is_initialized():
         return False
-    more: dict[str, Any] = {"runtime_env": {"env_vars": dict(env)}} if env else {}
+    more: dict[str, Any] = {"log_to_driver": worker_logs}
+    if env:
+        more["runtime_env"] = {"env_vars": dict(env)}
     if not address:
         # "local", because by default Ray joins whatever `ray start` left running on this machine.
         with _announced(ray.util.get_node_ip_address()):

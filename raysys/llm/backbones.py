@@ -120,6 +120,14 @@ class Backbone:
         roberta = self._auto_config.model_type in ("roberta", "xlm-roberta", "camembert", "mpnet")
         return int(found) - (2 if roberta else 0)
 
+    @property
+    def causal(self) -> bool:
+        """Whether each token sees only those before it, as in a model that generates."""
+        from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING
+
+        kind = type(self._auto_config)
+        return kind in MODEL_FOR_CAUSAL_LM_MAPPING and kind not in MODEL_FOR_MASKED_LM_MAPPING
+
     @cached_property
     def _auto_config(self) -> Any:
         from transformers import AutoConfig
@@ -181,15 +189,35 @@ class Backbone:
             tokenizer.pad_token = tokenizer.eos_token
         return tokenizer
 
+    @property
+    def end_tokens(self) -> set[int]:
+        """Ids that end a generated text, as the folder states them; may be empty."""
+        file = self.path / "generation_config.json"
+        stated: Any = self.config.get("eos_token_id")
+        if file.is_file():
+            stated = json.loads(file.read_text(encoding="utf-8")).get("eos_token_id", stated)
+        ids = stated if isinstance(stated, list) else [stated]
+        return {int(token) for token in ids if token is not None}
+
     def model(self, device: torch.device, dtype: torch.dtype) -> "PreTrainedModel":
         """The model without a task head, on `device`, in evaluation mode."""
         from transformers import AutoModel
+
+        return self._load(AutoModel, device, dtype)
+
+    def causal_model(self, device: torch.device, dtype: torch.dtype) -> "PreTrainedModel":
+        """The model with its language model head, on `device`, in evaluation mode."""
+        from transformers import AutoModelForCausalLM
+
+        return self._load(AutoModelForCausalLM, device, dtype)
+
+    def _load(self, kind: Any, device: torch.device, dtype: torch.dtype) -> "PreTrainedModel":
         from transformers.utils import logging as hf_logging
 
         # Its bar of the weights being loaded would stand between our own lines on stderr.
         hf_logging.disable_progress_bar()
         try:
-            model: PreTrainedModel = AutoModel.from_pretrained(
+            model: PreTrainedModel = kind.from_pretrained(
                 self.path, dtype=dtype, trust_remote_code=False, use_safetensors=True
             )
         except (ValueError, OSError, KeyError, RuntimeError) as error:

@@ -2,7 +2,9 @@
 
 import difflib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,19 +15,23 @@ import pyarrow.compute as pc
 from pydantic import BaseModel, ConfigDict
 
 from raysys.data.dataset import Dataset
-from raysys.errors import ConfigError
+from raysys.errors import ConfigError, DataError
 from raysys.llm.backbones import open_backbone
-from raysys.llm.encoder import EncoderSpec, TextEncoder
+from raysys.llm.encoder import EncoderSpec
+from raysys.llm.engine import Engine, Resources, Vectors, embed
+from raysys.llm.engine.embed import ROWS_PER_CHUNK
 from raysys.llm.keys import NO_KEYS, Keys, VectorIdentity, distinct, text_keys
 from raysys.llm.progress import TextProgress
 from raysys.llm.vectors import TableHeader, iter_text
 from raysys.llm.writer import TableWriter
 
-# An engine: N texts in, vectors [N, D] out, in order.
+# An engine of one's own: N texts in, vectors [N, D] out, in order.
 Encode = Callable[[list[str]], npt.NDArray[Any]]
+# Any engine: N texts in, chunks of answers out, in order.
+Stream = Callable[[pa.Array], Iterator[Vectors]]
 
 ITEM_FIELDS = ("name", "title", "abstract", "text")
-TEXTS_PER_CALL = 1024
+FAULTS_SHOWN = 5
 # A part is committed when it has this many rows or this old a first row: a slow engine must not
 # lose hours of work when it is killed, a fast one must not write thousands of files.
 ROWS_PER_PART = 16_384
@@ -35,9 +41,10 @@ SECONDS_PER_PART = 60.0
 class EmbedReport(BaseModel):
     """What an embed run did.
 
-    texts: bound texts; distinct: different ones among them; llm_calls: texts the engine encoded;
-    truncated: of these, cut to max_tokens (None for an engine that does not say); rebound: items
-    that had another vector before; widths: field -> D.
+    texts: bound texts; distinct: different ones among them; llm_calls: texts given to the engine;
+    truncated: of these, cut to max_tokens; failed: of these, left without a vector, which the
+    next run tries again, with the first few of them in `faults`; rebound: items that had another
+    vector before; widths: field -> D.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -48,7 +55,9 @@ class EmbedReport(BaseModel):
     texts: int
     distinct: int
     llm_calls: int
-    truncated: int | None
+    truncated: int
+    failed: int
+    faults: tuple[str, ...]
     rebound: int
     seconds: float
 
@@ -59,54 +68,77 @@ def embed_items(
     spec: EncoderSpec | None = None,
     fields: Sequence[str] = ("title",),
     *,
+    engine: Engine = "auto",
+    resources: Resources | None = None,
     encode: Encode | None = None,
     dtype: Literal["float32", "float16"] = "float32",
 ) -> EmbedReport:
     """Encode item fields into the vector table at `table` and bind the items to them.
 
     fields: of name, title, abstract, text; `text` of an item without one is composed of its
-    name, title, abstract, categories and brand. encode: the engine, by default a `TextEncoder`
-    in this process; the model is loaded only if a text is missing.
+    name, title, abstract, categories and brand. encode: used in place of `engine`; either starts
+    only if a text is missing.
 
     Raises:
         ConfigError: unknown field, a field that no item fills, an impossible spec.
         DataError: another writer at work, or a table of another width or dtype.
+        RaysysError: the engine does not start or keeps dying; what was committed stays.
     """
     spec = spec or EncoderSpec()
     started = time.monotonic()
     identity = spec.identity()
     backbone = open_backbone(spec.backbone)
-    columns = {field: item_texts(dataset, field) for field in fields}
+    columns = {field: item_texts(dataset, field).dictionary_encode() for field in fields}
     ids = _array(dataset.table("items", ["item_id"])["item_id"])
-    engine = encode or TextEncoder(spec)
     encoder = {
         **spec.model_dump(mode="json"),
+        "adapter": identity.adapter,
         "sha256": identity.weights,
         "licence": backbone.licence,
         "width": backbone.width,
     }
-    bound, rebound, calls = [], 0, 0
+    stream = (
+        in_chunks(encode) if encode else partial(embed, spec, engine=engine, resources=resources)
+    )
+    keys = {field: keys_of_texts(identity, coded.dictionary) for field, coded in columns.items()}
+    bound, rebound = [], 0
     with TableWriter(table, TableHeader(width=backbone.width, dtype=dtype)) as writer:
-        for field, texts in columns.items():
-            coded = texts.dictionary_encode()
-            keys = keys_of_texts(identity, coded.dictionary)
-            calls += fill(writer, keys, coded.dictionary, engine, label=field)
-            present = coded.is_valid().to_numpy(zero_copy_only=False)
+        # One job for all fields: an engine takes long to start.
+        every = pa.concat_arrays([coded.dictionary for coded in columns.values()])
+        filled = fill_from(
+            writer, np.concatenate(list(keys.values())), every, stream, label=", ".join(fields)
+        )
+        for field, coded in columns.items():
             code = coded.indices.fill_null(0).to_numpy(zero_copy_only=False)
-            rebound += writer.bind("item", field, ids, keys[code], present, encoder, identity)
-            bound.append(keys[code[present]])
-    every = np.concatenate(bound)
+            present = coded.is_valid().to_numpy(zero_copy_only=False)
+            present &= (writer.table.rows(keys[field]) >= 0)[code]
+            mine = keys[field][code]
+            rebound += writer.bind("item", field, ids, mine, present, encoder, identity)
+            bound.append(mine[present])
+    texts = np.concatenate(bound)
     return EmbedReport(
         table=str(table),
         encoder=encoder,
         widths=dict.fromkeys(fields, backbone.width),
-        texts=len(every),
-        distinct=len(distinct(every)[0]),
-        llm_calls=calls,
-        truncated=engine.truncated if isinstance(engine, TextEncoder) else None,
+        texts=len(texts),
+        distinct=len(distinct(texts)[0]),
+        llm_calls=filled.calls,
+        truncated=filled.truncated,
+        failed=filled.failed,
+        faults=tuple(filled.faults),
         rebound=rebound,
         seconds=round(time.monotonic() - started, 3),
     )
+
+
+@dataclass
+class Filled:
+    """What `fill_from` did: texts given to the engine, of these cut, of these without a vector."""
+
+    calls: int = 0
+    truncated: int = 0
+    failed: int = 0
+    faults: list[str] = field(default_factory=list)
 
 
 def fill(
@@ -119,26 +151,86 @@ def fill(
     rows_per_part: int = ROWS_PER_PART,
     seconds_per_part: float = SECONDS_PER_PART,
 ) -> int:
-    """Encode the texts [N] with keys [N, 2] that the table lacks, part by part; their number.
+    """`fill_from` with an engine of one's own; how many texts it was given."""
+    stream = in_chunks(encode, min(ROWS_PER_CHUNK, rows_per_part))
+    return fill_from(
+        writer,
+        keys,
+        texts,
+        stream,
+        label=label,
+        rows_per_part=rows_per_part,
+        seconds_per_part=seconds_per_part,
+    ).calls
+
+
+def fill_from(
+    writer: TableWriter,
+    keys: Keys,
+    texts: pa.Array,
+    stream: Stream,
+    *,
+    label: str = "texts",
+    rows_per_part: int = ROWS_PER_PART,
+    seconds_per_part: float = SECONDS_PER_PART,
+) -> Filled:
+    """Encode the texts [N] with keys [N, 2] that the table lacks, part by part.
 
     Killed half-way, at most the texts since the last part are lost.
+
+    Raises:
+        RaysysError: the engine fails as a whole; the answers it gave before are kept.
     """
     first, _ = distinct(keys)
     missing = np.sort(first[writer.table.rows(keys[first]) < 0])
+    out = Filled(calls=len(missing))
+    if not len(missing):
+        return out
     pending: list[npt.NDArray[Any]] = []
-    begin = end = 0
+    rows: list[npt.NDArray[np.int64]] = []
     opened = time.monotonic()
+
+    def commit() -> None:
+        given_rows, values = list(rows), list(pending)
+        rows.clear()
+        pending.clear()
+        if given_rows:
+            writer.append(keys[np.concatenate(given_rows)], np.concatenate(values))
+
+    given = texts.take(pa.array(missing))
     with TextProgress(label, len(missing)) as progress:
-        while end < len(missing):
-            rows = missing[end : end + min(TEXTS_PER_CALL, rows_per_part)]
-            pending.append(np.asarray(encode(texts.take(pa.array(rows)).to_pylist())))
-            end += len(rows)
-            old = time.monotonic() - opened >= seconds_per_part
-            if end - begin >= rows_per_part or old or end == len(missing):
-                writer.append(keys[missing[begin:end]], np.concatenate(pending))
-                pending, begin, opened = [], end, time.monotonic()
-            progress.update(end)
-    return len(missing)
+        end = 0
+        try:
+            for chunk in stream(given):
+                good = np.array([i not in chunk.faults for i in range(len(chunk.values))], bool)
+                rows.append(missing[end : end + len(good)][good])
+                pending.append(chunk.values[good])
+                out.truncated += chunk.truncated
+                out.failed += len(chunk.faults)
+                for row, fault in chunk.faults.items():
+                    if len(out.faults) < FAULTS_SHOWN:
+                        out.faults.append(f"{given[end + row].as_py()[:60]!r}: {fault}")
+                end += len(good)
+                old = time.monotonic() - opened >= seconds_per_part
+                if old or sum(map(len, rows)) >= rows_per_part:
+                    commit()
+                    opened = time.monotonic()
+                progress.update(end)
+        finally:
+            commit()
+    if end != len(missing):
+        raise DataError(f"the encoder gave {end} vectors for {len(missing)} texts")
+    return out
+
+
+def in_chunks(encode: Encode, rows: int = ROWS_PER_CHUNK) -> Stream:
+    """A stream of a function of N texts, which is called with at most `rows` of them."""
+
+    def stream(texts: pa.Array) -> Iterator[Vectors]:
+        for begin in range(0, len(texts), rows):
+            yield Vectors(np.asarray(encode(texts.slice(begin, rows).to_pylist())))
+
+    return stream
 
 
 def keys_of_texts(identity: VectorIdentity, texts: pa.Array) -> Keys:

@@ -11,14 +11,17 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from torch import Tensor
 
 from raysys.errors import ConfigError
-from raysys.llm.backbones import BackboneSpec, open_backbone
+from raysys.llm.adapters import adapter_sha256, merged_backbone
+from raysys.llm.backbones import Backbone, BackboneSpec, open_backbone
 from raysys.llm.keys import VectorIdentity
+from raysys.llm.texts import printable
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
     from transformers import PreTrainedTokenizerBase as Tokenizer
 
 Pooling = Literal["mean", "cls", "last"]
+Dtype = Literal["auto", "float32", "bfloat16"]
 
 # Wordings that models were trained with. A changed wording is a new version, never an edit:
 # the name is part of every key.
@@ -31,17 +34,19 @@ _TOKENS_PER_BATCH = {"cpu": 4096, "cuda": 131_072}
 class EncoderSpec(BaseModel):
     """What a text's vector depends on (`dtype`, the precision of the arithmetic, only faintly).
 
-    max_tokens counts special tokens. dtype auto: float32 on a CPU, bfloat16 on a GPU.
+    adapter: folder of a LoRA adapter for the backbone. max_tokens counts special tokens. dtype
+    auto: float32 on a CPU, bfloat16 on a GPU.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     backbone: str = "wheel:minilm"
+    adapter: str | None = None
     pooling: Pooling = "mean"
     normalise: bool = True
     max_tokens: int = Field(default=256, ge=3)
     template: str = "plain@1"
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    dtype: Dtype = "auto"
 
     @field_validator("backbone")
     @classmethod
@@ -63,11 +68,64 @@ class EncoderSpec(BaseModel):
         """
         return VectorIdentity(
             weights=open_backbone(self.backbone).sha256,
+            adapter=adapter_sha256(self.adapter) if self.adapter else None,
             pooling=self.pooling,
             max_tokens=self.max_tokens,
             normalise=self.normalise,
             template=self.template,
         )
+
+
+def open_encoder(spec: EncoderSpec) -> Backbone:
+    """The folder a spec's texts are encoded with: its backbone, its adapter merged into it.
+
+    Raises:
+        ConfigError, ArtifactError: as `open_backbone` and `merged_backbone`.
+    """
+    backbone = open_backbone(spec.backbone)
+    return merged_backbone(backbone, spec.adapter) if spec.adapter else backbone
+
+
+class TextTokens:
+    """Texts to token ids, as every engine gets them.
+
+    Raises:
+        ConfigError: max_tokens beyond the model's positions.
+    """
+
+    def __init__(self, spec: EncoderSpec, backbone: Backbone) -> None:
+        limit = backbone.max_positions
+        if limit is not None and spec.max_tokens > limit:
+            raise ConfigError(
+                f"max_tokens={spec.max_tokens}, but {spec.backbone} has {limit} positions; "
+                f"set max_tokens to {limit} or less"
+            )
+        self.spec = spec
+        self.backbone = backbone
+
+    @cached_property
+    def tokenizer(self) -> "Tokenizer":
+        """Loaded with the first text."""
+        return self.backbone.tokenizer()
+
+    def __call__(self, texts: Sequence[str]) -> tuple[list[list[int]], npt.NDArray[np.bool_]]:
+        """(ids of N texts, at most max_tokens each; which [N] of them were cut to that)."""
+        cut = np.zeros(len(texts), bool)
+        if not len(texts):
+            return [], cut
+        template = TEMPLATES[self.spec.template]
+        worded = [template.format(text=printable(text)) for text in texts]
+        limit = self.spec.max_tokens
+        ids: list[list[int]] = self.tokenizer(
+            worded, truncation=True, max_length=limit, padding=False, return_attention_mask=False
+        )["input_ids"]
+        # Only a full row can have been cut, so only those are tokenised again to count.
+        full = [row for row, tokens in enumerate(ids) if len(tokens) == limit]
+        if full:
+            again = [worded[row] for row in full]
+            whole = self.tokenizer(again, truncation=True, max_length=limit + 1, padding=False)
+            cut[full] = [len(tokens) > limit for tokens in whole["input_ids"]]
+        return ids, cut
 
 
 class TextEncoder:
@@ -76,7 +134,7 @@ class TextEncoder:
     `truncated` counts the texts that were cut to max_tokens, `texts` and `tokens` all encoded.
 
     Raises:
-        ConfigError: max_tokens beyond the model's positions, or as `open_backbone`.
+        ConfigError: max_tokens beyond the model's positions, or as `open_encoder`.
         ArtifactError: the backbone is damaged.
     """
 
@@ -88,24 +146,14 @@ class TextEncoder:
         tokens_per_batch: int | None = None,
     ) -> None:
         self.spec = spec
-        self.backbone = open_backbone(spec.backbone)
-        limit = self.backbone.max_positions
-        if limit is not None and spec.max_tokens > limit:
-            raise ConfigError(
-                f"max_tokens={spec.max_tokens}, but {spec.backbone} has {limit} positions; "
-                f"set max_tokens to {limit} or less"
-            )
+        self.backbone = open_encoder(spec)
+        self.tokens_of = TextTokens(spec, self.backbone)
         chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
         self.device = torch.device(chosen)
-        self.dtype = _dtype(spec, self.device)
+        self.dtype = compute_dtype(spec.dtype, self.device)
         self.width = self.backbone.width
         self.tokens_per_batch = tokens_per_batch or _TOKENS_PER_BATCH.get(self.device.type, 4096)
         self.texts = self.tokens = self.truncated = 0
-
-    @cached_property
-    def tokenizer(self) -> "Tokenizer":
-        """Loaded with the first text."""
-        return self.backbone.tokenizer()
 
     @cached_property
     def model(self) -> "PreTrainedModel":
@@ -114,34 +162,22 @@ class TextEncoder:
 
     def __call__(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
         """Vectors [N, D] float32 of N texts; zeros for a text without any token."""
-        ids = self._tokens([TEMPLATES[self.spec.template].format(text=text) for text in texts])
+        ids, cut = self.tokens_of(texts)
         lengths = np.array([len(row) for row in ids], np.int64)
         out = np.zeros((len(texts), self.width), np.float32)
         for rows in length_batches(lengths, self.tokens_per_batch):
             out[rows] = self._forward([ids[row] for row in rows.tolist()])
         self.texts += len(texts)
         self.tokens += int(lengths.sum())
+        self.truncated += int(cut.sum())
         return out
-
-    def _tokens(self, texts: list[str]) -> list[list[int]]:
-        if not texts:
-            return []
-        limit = self.spec.max_tokens
-        ids: list[list[int]] = self.tokenizer(
-            texts, truncation=True, max_length=limit, padding=False, return_attention_mask=False
-        )["input_ids"]
-        # Only a full row can have been cut, so only those are tokenised again to count.
-        full = [texts[row] for row, tokens in enumerate(ids) if len(tokens) == limit]
-        if full:
-            whole = self.tokenizer(full, truncation=True, max_length=limit + 1, padding=False)
-            self.truncated += sum(len(tokens) > limit for tokens in whole["input_ids"])
-        return ids
 
     @torch.inference_mode()
     def _forward(self, ids: list[list[int]]) -> npt.NDArray[np.float32]:
         """Vectors [n, D] of n token rows of at least one token each."""
         longest = max(map(len, ids))
-        tokens = torch.full((len(ids), longest), self.tokenizer.pad_token_id, dtype=torch.long)
+        pad = self.tokens_of.tokenizer.pad_token_id
+        tokens = torch.full((len(ids), longest), pad, dtype=torch.long)
         lengths = torch.tensor([len(row) for row in ids])
         for row, values in enumerate(ids):
             tokens[row, : len(values)] = torch.tensor(values)
@@ -184,7 +220,8 @@ def length_batches(
         begin += count
 
 
-def _dtype(spec: EncoderSpec, device: torch.device) -> torch.dtype:
-    if spec.dtype == "auto":
+def compute_dtype(dtype: Dtype, device: torch.device) -> torch.dtype:
+    """`auto` is bfloat16 on a GPU and float32 elsewhere."""
+    if dtype == "auto":
         return torch.bfloat16 if device.type == "cuda" else torch.float32
-    return torch.float32 if spec.dtype == "float32" else torch.bfloat16
+    return torch.float32 if dtype == "float32" else torch.bfloat16

@@ -1,4 +1,4 @@
-"""Progress of an encoding job on stderr: texts done, rate, time left."""
+"""Progress of a job over texts on stderr: texts done, rate, time left."""
 
 import time
 from types import TracebackType
@@ -10,22 +10,26 @@ _LINE_EVERY = 10.0  # seconds between plain lines where there is no terminal
 
 
 class TextProgress:
-    """A moving bar on a terminal; elsewhere (a log file, a job) a plain line now and then."""
+    """A moving bar on a terminal; elsewhere (a log file, a job) a plain line now and then.
 
-    def __init__(self, label: str, total: int) -> None:
-        self._label = label
+    done: texts of the total that an earlier run has done.
+    """
+
+    def __init__(self, label: str, total: int, *, verb: str = "embed", done: int = 0) -> None:
+        self._label = f"{verb} {label}"
+        self._before = done
         self._total = total
         self._console = Console(stderr=True)
         self._started = self._printed = time.monotonic()
         self._bar = Progress(
-            TextColumn("embed {task.description}"),
+            TextColumn("{task.description}"),
             BarColumn(),
             MofNCompleteColumn(),
             TextColumn("{task.fields[rate]:.0f} texts/s"),
             TimeRemainingColumn(),
             console=self._console,
         )
-        self._task = self._bar.add_task(label, total=total, rate=0.0)
+        self._task = self._bar.add_task(self._label, total=total, completed=done, rate=0.0)
 
     def __enter__(self) -> "TextProgress":
         if self._console.is_terminal and self._total:
@@ -41,17 +45,16 @@ class TextProgress:
         self._bar.stop()
 
     def update(self, done: int) -> None:
-        """Say that `done` texts of the total are encoded."""
+        """Say that `done` texts of the total are done."""
         now = time.monotonic()
-        rate = done / max(now - self._started, 1e-9)
+        rate = (done - self._before) / max(now - self._started, 1e-9)
         self._bar.update(self._task, completed=done, rate=rate)
         if self._console.is_terminal:
             return
         if now - self._printed >= _LINE_EVERY or done == self._total:
             self._printed = now
-            left = (self._total - done) / rate
+            left = (self._total - done) / max(rate, 1e-9)
             self._console.print(
-                f"embed {self._label}: {done}/{self._total} texts, {rate:.0f} texts/s, "
-                f"{left:.0f} s left",
+                f"{self._label}: {done}/{self._total} texts, {rate:.0f} texts/s, {left:.0f} s left",
                 soft_wrap=True,
             )

@@ -127,7 +127,15 @@ def test_the_encoder_itself_fills_the_table(data: Dataset, tmp_path: Path) -> No
 def test_command_prints_one_json_object(data: Dataset, tmp_path: Path) -> None:
     app = typer.Typer()
     app.command()(embed)
-    command = [str(data.path), "--table", str(tmp_path / "t"), "--fields", "name, title", "--json"]
+    command = [
+        "--data",
+        str(data.path),
+        "--table",
+        str(tmp_path / "t"),
+        "--fields",
+        "name, title",
+        "--json",
+    ]
     counts = []
     for _ in range(2):
         result = CliRunner().invoke(app, command, catch_exceptions=False)

@@ -99,7 +99,7 @@ def test_nothing_to_run_in(tmp_path: Path) -> None:
         ["train", "x", "--out", "runs/a"],
         ["train", "--out=runs/a"],
         ["train", "x", "--out", "/r", "vector_table=runs/a"],
-        ["embed", "/d", "--table", "runs/a"],
+        ["embed", "--data", "/d", "--table", "runs/a"],
         ["evaluate", "runs/a", "--data", "d"],
     ],
 )
