@@ -21,6 +21,7 @@ BENCHES = {
     "cofars-fair": "bench.cofars_fair",
     "cofars-cost": "bench.cofars_cost",
     "ctr-train": "bench.ctr_train",
+    "embed": "bench.embed",
     "gap": "bench.gap",
     "metrics": "bench.metrics",
     "serve": "bench.serve",

@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict
 from raysys.data.dataset import Dataset
 from raysys.errors import ConfigError, DataError
 from raysys.llm.backbones import open_backbone
-from raysys.llm.encoder import EncoderSpec
+from raysys.llm.encoder import EncoderSpec, open_head
 from raysys.llm.engine import Engine, Resources, Vectors, embed
 from raysys.llm.engine.embed import ROWS_PER_CHUNK
 from raysys.llm.keys import NO_KEYS, Keys, VectorIdentity, distinct, text_keys
@@ -87,22 +87,15 @@ def embed_items(
     spec = spec or EncoderSpec()
     started = time.monotonic()
     identity = spec.identity()
-    backbone = open_backbone(spec.backbone)
     columns = {field: item_texts(dataset, field).dictionary_encode() for field in fields}
     ids = _array(dataset.table("items", ["item_id"])["item_id"])
-    encoder = {
-        **spec.model_dump(mode="json"),
-        "adapter": identity.adapter,
-        "sha256": identity.weights,
-        "licence": backbone.licence,
-        "width": backbone.width,
-    }
+    encoder = encoder_card(spec, identity)
     stream = (
         in_chunks(encode) if encode else partial(embed, spec, engine=engine, resources=resources)
     )
     keys = {field: keys_of_texts(identity, coded.dictionary) for field, coded in columns.items()}
     bound, rebound = [], 0
-    with TableWriter(table, TableHeader(width=backbone.width, dtype=dtype)) as writer:
+    with TableWriter(table, TableHeader(width=encoder["width"], dtype=dtype)) as writer:
         # One job for all fields: an engine takes long to start.
         every = pa.concat_arrays([coded.dictionary for coded in columns.values()])
         filled = fill_from(
@@ -119,7 +112,7 @@ def embed_items(
     return EmbedReport(
         table=str(table),
         encoder=encoder,
-        widths=dict.fromkeys(fields, backbone.width),
+        widths=dict.fromkeys(fields, encoder["width"]),
         texts=len(texts),
         distinct=len(distinct(texts)[0]),
         llm_calls=filled.calls,
@@ -129,6 +122,19 @@ def embed_items(
         rebound=rebound,
         seconds=round(time.monotonic() - started, 3),
     )
+
+
+def encoder_card(spec: EncoderSpec, identity: VectorIdentity) -> dict[str, Any]:
+    """What a table notes beside bindings about the encoder of their vectors."""
+    backbone, head = open_backbone(spec.backbone), open_head(spec)
+    return {
+        **spec.model_dump(mode="json"),
+        "adapter": identity.adapter,
+        "head": identity.head,
+        "sha256": identity.weights,
+        "licence": backbone.licence,
+        "width": head.width if head else backbone.width,
+    }
 
 
 @dataclass

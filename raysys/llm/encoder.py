@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +13,7 @@ from torch import Tensor
 from raysys.errors import ConfigError
 from raysys.llm.adapters import adapter_sha256, merged_backbone
 from raysys.llm.backbones import Backbone, BackboneSpec, open_backbone
+from raysys.llm.heads import Head, project
 from raysys.llm.keys import VectorIdentity
 from raysys.llm.texts import printable
 
@@ -34,8 +35,9 @@ _TOKENS_PER_BATCH = {"cpu": 4096, "cuda": 131_072}
 class EncoderSpec(BaseModel):
     """What a text's vector depends on (`dtype`, the precision of the arithmetic, only faintly).
 
-    adapter: folder of a LoRA adapter for the backbone. max_tokens counts special tokens. dtype
-    auto: float32 on a CPU, bfloat16 on a GPU.
+    adapter: folder of a LoRA adapter for the backbone. head: whether the dense layers that a
+    backbone's folder may have beside it (see `raysys.llm.heads`) are applied. max_tokens counts
+    special tokens. dtype auto: float32 on a CPU, bfloat16 on a GPU.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -43,6 +45,7 @@ class EncoderSpec(BaseModel):
     backbone: str = "wheel:minilm"
     adapter: str | None = None
     pooling: Pooling = "mean"
+    head: bool = True
     normalise: bool = True
     max_tokens: int = Field(default=256, ge=3)
     template: str = "plain@1"
@@ -66,10 +69,13 @@ class EncoderSpec(BaseModel):
         Raises:
             ConfigError, ArtifactError: as `open_backbone`.
         """
+        backbone = open_backbone(self.backbone)
+        head = open_head(self)
         return VectorIdentity(
-            weights=open_backbone(self.backbone).sha256,
+            weights=backbone.sha256,
             adapter=adapter_sha256(self.adapter) if self.adapter else None,
             pooling=self.pooling,
+            head=head.identity if head else None,
             max_tokens=self.max_tokens,
             normalise=self.normalise,
             template=self.template,
@@ -84,6 +90,11 @@ def open_encoder(spec: EncoderSpec) -> Backbone:
     """
     backbone = open_backbone(spec.backbone)
     return merged_backbone(backbone, spec.adapter) if spec.adapter else backbone
+
+
+def open_head(spec: EncoderSpec) -> Head | None:
+    """The dense layers that a spec's pooled vectors go through, if any."""
+    return Head.of(open_backbone(spec.backbone).path) if spec.head else None
 
 
 class TextTokens:
@@ -131,12 +142,15 @@ class TextTokens:
 class TextEncoder:
     """Encodes lists of texts; a text's vector does not depend on the others in the list.
 
-    `truncated` counts the texts that were cut to max_tokens, `texts` and `tokens` all encoded.
+    `truncated` counts the texts that were cut to max_tokens, `texts` and `tokens` all encoded;
+    `TextEncoder.encoded` those of all encoders of this process.
 
     Raises:
         ConfigError: max_tokens beyond the model's positions, or as `open_encoder`.
         ArtifactError: the backbone is damaged.
     """
+
+    encoded: ClassVar[int] = 0
 
     def __init__(
         self,
@@ -151,7 +165,8 @@ class TextEncoder:
         chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
         self.device = torch.device(chosen)
         self.dtype = compute_dtype(spec.dtype, self.device)
-        self.width = self.backbone.width
+        self._head = open_head(spec)
+        self.width = self._head.width if self._head else self.backbone.width
         self.tokens_per_batch = tokens_per_batch or _TOKENS_PER_BATCH.get(self.device.type, 4096)
         self.texts = self.tokens = self.truncated = 0
 
@@ -159,6 +174,11 @@ class TextEncoder:
     def model(self) -> "PreTrainedModel":
         """Loaded with the first text."""
         return self.backbone.model(self.device, self.dtype)
+
+    @cached_property
+    def head(self) -> "torch.nn.Sequential | None":
+        """Loaded with the first text."""
+        return self._head.load().to(self.device) if self._head else None
 
     def __call__(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
         """Vectors [N, D] float32 of N texts; zeros for a text without any token."""
@@ -168,6 +188,7 @@ class TextEncoder:
         for rows in length_batches(lengths, self.tokens_per_batch):
             out[rows] = self._forward([ids[row] for row in rows.tolist()])
         self.texts += len(texts)
+        TextEncoder.encoded += len(texts)
         self.tokens += int(lengths.sum())
         self.truncated += int(cut.sum())
         return out
@@ -186,9 +207,7 @@ class TextEncoder:
         given = None if bool(mask.all()) else mask.long().to(self.device)
         hidden = self.model(tokens.to(self.device), attention_mask=given).last_hidden_state
         vectors = pool(hidden.float(), mask.to(self.device), self.spec.pooling)
-        if self.spec.normalise:
-            vectors = torch.nn.functional.normalize(vectors, dim=-1)
-        return vectors.cpu().numpy()
+        return project(self.head, vectors, self.spec.normalise).cpu().numpy()
 
 
 def pool(hidden: Tensor, mask: Tensor, pooling: Pooling) -> Tensor:

@@ -1,6 +1,7 @@
 """`raysys embed`: distinct texts of a data set, encoded once and bound to its items."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +13,11 @@ from typer.testing import CliRunner
 from raysys.cli.embed import embed
 from raysys.data.dataset import Dataset, DatasetWriter
 from raysys.data.manifest import DataCard
-from raysys.errors import ConfigError, DataError
+from raysys.errors import ConfigError, DataError, RaysysError
+from raysys.llm import embed as embed_module
 from raysys.llm.embed import embed_items
 from raysys.llm.encoder import EncoderSpec
+from raysys.llm.engine import Vectors
 from raysys.llm.inspect import check_table
 from raysys.llm.vectors import VectorTable
 
@@ -122,6 +125,43 @@ def test_the_encoder_itself_fills_the_table(data: Dataset, tmp_path: Path) -> No
     assert (report.llm_calls, report.truncated) == (4, 2)
     bound = VectorTable(tmp_path / "t").bound("item", "text", ["i0", "i3"])
     assert np.allclose(np.linalg.norm(bound, axis=1), 1, atol=1e-2)
+
+
+def test_a_text_without_a_vector_is_counted_and_tried_again(
+    data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(spec: EncoderSpec, texts: pa.Array, **_: object) -> Iterator[Vectors]:
+        values = np.stack([vector_of(text) for text in texts.to_pylist()])
+        bad = texts.to_pylist().index("pea soup")
+        yield Vectors(values, {bad: "no token"}, truncated=1)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(embed_module, "embed", failing)
+        report = embed_items(data, tmp_path / "t", fields=("name",))
+    assert (report.llm_calls, report.failed, report.truncated) == (3, 1, 1)
+    assert report.faults == ("'pea soup': no token",)
+    assert (report.texts, report.distinct) == (3, 2)
+    assert not VectorTable(tmp_path / "t").bound("item", "name", ["i2"]).any()
+
+    engine = Engine()
+    again = embed_items(data, tmp_path / "t", fields=("name",), encode=engine)
+    assert (engine.texts, again.failed, again.distinct) == (["pea soup"], 0, 3)
+
+
+def test_engine_that_dies_leaves_what_it_encoded(
+    data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def dying(spec: EncoderSpec, texts: pa.Array, **_: object) -> Iterator[Vectors]:
+        yield Vectors(np.stack([vector_of(text) for text in texts[:2].to_pylist()]))
+        raise RaysysError("engine vllm failed: it died")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(embed_module, "embed", dying)
+        with pytest.raises(RaysysError, match="it died"):
+            embed_items(data, tmp_path / "t", fields=("name",))
+    engine = Engine()
+    assert embed_items(data, tmp_path / "t", fields=("name",), encode=engine).llm_calls == 1
+    assert engine.texts == ["Tea"]
 
 
 def test_command_prints_one_json_object(data: Dataset, tmp_path: Path) -> None:

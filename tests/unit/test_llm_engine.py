@@ -17,11 +17,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model
+from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
 from raysys.cli.main import make_app
-from raysys.errors import ConfigError, DataError, RaysysError, ResumeError
+from raysys.errors import ArtifactError, ConfigError, DataError, RaysysError, ResumeError
 from raysys.llm import answers as answers_module
 from raysys.llm.adapters import merged_backbone
 from raysys.llm.answers import answers, generate_rows
@@ -30,6 +31,7 @@ from raysys.llm.encoder import EncoderSpec, TextEncoder
 from raysys.llm.engine import GenerateSpec, choose, embed, generate
 from raysys.llm.engine import local as local_engine
 from raysys.llm.engine.generate import Answer
+from raysys.llm.heads import Head
 from raysys.llm.rows import PromptRows, read_prompts
 from raysys.llm.texts import Unreadable, fault_of, printable
 
@@ -395,6 +397,53 @@ def test_adapter_changes_vectors_as_peft_does(causal: str, tmp_path: Path) -> No
     expected = (last / last.norm()).numpy()
     assert np.abs(TextEncoder(tuned)(["the red cat"])[0] - expected).max() < 1e-5
     assert np.abs(TextEncoder(plain)(["the red cat"])[0] - expected).max() > 1e-3
+
+
+# Heads: the dense layers of a sentence-transformers folder.
+
+
+def with_head(folder: Path, width: int = 32, out: int = 5) -> tuple[np.ndarray, np.ndarray]:
+    """Adds one tanh layer to a model folder; its weight and bias."""
+    rng = np.random.default_rng(0)
+    weight, bias = rng.normal(size=(out, width)), rng.normal(size=out)
+    kinds = {"": "Transformer", "1_Pooling": "Pooling", "2_Dense": "Dense"}
+    steps = [
+        dict(idx=i, name=str(i), path=path, type=f"sentence_transformers.models.{kind}")
+        for i, (path, kind) in enumerate(kinds.items())
+    ]
+    (folder / "modules.json").write_text(json.dumps(steps))
+    (folder / "2_Dense").mkdir()
+    config = dict(in_features=width, out_features=out, activation_function="torch.nn.Tanh")
+    (folder / "2_Dense" / "config.json").write_text(json.dumps(config))
+    state = {"linear.weight": torch.tensor(weight), "linear.bias": torch.tensor(bias)}
+    save_file(state, folder / "2_Dense" / "model.safetensors")
+    return weight, bias
+
+
+def test_head_is_applied_and_part_of_the_key(tmp_path: Path) -> None:
+    folder = llm_toys.encoder(tmp_path / "model")
+    plain = EncoderSpec(backbone=f"dir:{folder}", max_tokens=16, normalise=False)
+    before, pooled = plain.identity(), TextEncoder(plain)(["red cat", "dog"])
+    weight, bias = with_head(folder)
+    assert plain.identity().head != before.head
+    without = plain.model_copy(update={"head": False})
+    assert without.identity() == before
+    assert np.allclose(TextEncoder(without)(["red cat", "dog"]), pooled, atol=1e-6)
+
+    encoder = TextEncoder(plain)
+    assert encoder.width == 5
+    expected = np.tanh(pooled @ weight.T + bias)
+    assert np.abs(encoder(["red cat", "dog"]) - expected).max() < 1e-5
+    unit = TextEncoder(plain.model_copy(update={"normalise": True}))(["dog"])
+    assert np.allclose(unit[0], expected[1] / np.linalg.norm(expected[1]), atol=1e-5)
+
+    head = Head.of(folder)
+    assert head is not None
+    names = {file.name for file in head.without().iterdir()}
+    assert "model.safetensors" in names and "modules.json" not in names
+    (folder / "2_Dense" / "model.safetensors").unlink()
+    with pytest.raises(ArtifactError, match="is missing"):
+        plain.identity()
 
 
 def test_adapter_for_another_base_is_refused(causal: str, encoder: str, tmp_path: Path) -> None:

@@ -4,12 +4,15 @@ from collections.abc import Iterator
 from functools import partial
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
+import torch
 
-from raysys.llm.encoder import EncoderSpec, TextTokens, open_encoder
+from raysys.llm.encoder import EncoderSpec, TextTokens, open_encoder, open_head
 from raysys.llm.engine.choice import Resources
 from raysys.llm.engine.embed import Vectors
 from raysys.llm.engine.ray_vllm import ERROR, Row, vllm_rows
+from raysys.llm.heads import project
 from raysys.llm.texts import fault_of
 
 # Tokens of one step. Rows are packed without padding, so this only has to keep the cores busy.
@@ -20,14 +23,17 @@ def embed_by_vllm(spec: EncoderSpec, texts: pa.Array, resources: Resources) -> I
     """See `raysys.llm.engine.embed`."""
     backbone = open_encoder(spec)
     TextTokens(spec, backbone)  # refuses what no worker should be started for
-    width = backbone.width
+    head = open_head(spec)
+    layers = head.load() if head else None
     blocks = vllm_rows(
         pa.table({"text": texts}),
         partial(_Tokenise, spec),
         _request,
         _answer,
         task="embed",
-        model=str(backbone.path),
+        # vLLM would apply a head that the folder names; here both engines' vectors go through the
+        # same one.
+        model=str(head.without() if head and not spec.adapter else backbone.path),
         dtype=spec.dtype,
         engine_kwargs={
             "max_model_len": spec.max_tokens,
@@ -39,7 +45,10 @@ def embed_by_vllm(spec: EncoderSpec, texts: pa.Array, resources: Resources) -> I
         resources=resources,
     )
     for rows in blocks:
-        yield _vectors(rows, width, spec.normalise)
+        pooled, faults, cut = _pooled(rows, backbone.width)
+        values = project(layers, torch.from_numpy(pooled), spec.normalise).numpy()
+        values[list(faults)] = 0
+        yield Vectors(values, faults, cut)
 
 
 class _Tokenise:
@@ -80,16 +89,17 @@ def _answer(row: Row) -> Row:
     return {"vector": vector, "cut": row["cut"], "fault": row["fault"]}
 
 
-def _vectors(rows: list[Row], width: int, normalise: bool) -> Vectors:
+def _pooled(rows: list[Row], width: int) -> tuple[npt.NDArray[np.float32], dict[int, str], int]:
+    """(pooled vectors [n, D] of n rows, zeros where there is none; why there is none; how many
+    texts were cut)."""
     values = np.zeros((len(rows), width), np.float32)
-    faults = {}
+    faults: dict[int, str] = {}
+    cut = 0
     for place, row in enumerate(rows):
         fault = row.get("fault") or row.get(ERROR)
         if fault:
             faults[place] = fault
         else:
             values[place] = np.frombuffer(row["vector"], np.float32)
-    if normalise:
-        values /= np.maximum(np.linalg.norm(values, axis=1, keepdims=True), 1e-12)
-    cut = sum(bool(row["cut"]) for place, row in enumerate(rows) if place not in faults)
-    return Vectors(values, faults, cut)
+            cut += bool(row["cut"])
+    return values, faults, cut
