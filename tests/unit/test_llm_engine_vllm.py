@@ -43,19 +43,22 @@ def joined(spec: EncoderSpec, texts: list[str], engine: str) -> Vectors:
 
 
 @pytest.mark.parametrize(
-    "spec",
+    ("spec", "more"),
     [
-        pytest.param(EncoderSpec(max_tokens=24), id="minilm-mean"),
+        # More rows than one block, so that blocks must come back in their order.
+        pytest.param(EncoderSpec(max_tokens=24), 300, id="minilm-mean"),
         pytest.param(
             EncoderSpec(backbone="wheel:smollm2", pooling="last", max_tokens=24),
+            10,
             id="smollm2-last",
             marks=smollm2,
         ),
     ],
 )
-def test_vectors_faults_and_counts_equal_those_of_transformers(spec: EncoderSpec) -> None:
-    # More rows than one block, so that blocks must come back in their order.
-    texts = TEXTS + [f"dish number {i}" for i in range(300)]
+def test_vectors_faults_and_counts_equal_those_of_transformers(
+    spec: EncoderSpec, more: int
+) -> None:
+    texts = TEXTS + [f"dish number {i}" for i in range(more)]
     ours, theirs = (joined(spec, texts, engine) for engine in ("vllm", "transformers"))
     assert ours.faults == theirs.faults
     assert set(ours.faults) == {1, 3}
