@@ -46,6 +46,7 @@ class TrainConfig(BaseModel):
     EXECUTION: ClassVar[frozenset[str]] = frozenset(
         {
             "workers",
+            "parallel",
             "threads_per_worker",
             "device",
             "prefetch",
@@ -86,6 +87,10 @@ class TrainConfig(BaseModel):
 
     workers: int | tuple[int, int] = Field(
         default=0, description="0: this process; N: Ray Train; (min, max): elastic"
+    )
+    parallel: Literal["replicate", "fsdp"] = Field(
+        default="replicate",
+        description="replicate: each worker holds the whole model; fsdp: a slice of it (FSDP2)",
     )
     threads_per_worker: Positive = 1
     device: Literal["auto", "cpu", "cuda"] = "auto"

@@ -5,6 +5,7 @@ from typing import cast
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from raysys.errors import ConfigError
 from raysys.training.world import World
@@ -114,3 +115,41 @@ class GradientExchange:
                 check_invariants=False,
                 is_coalesced=self.world.size == 1,
             ).coalesce()
+
+
+class ShardedExchange:
+    """`GradientExchange` of a model cut by `raysys.training.sharding`.
+
+    Its gradients were summed on their way back, slice by slice; here go only the numbers.
+    """
+
+    def __init__(self, model: nn.Module, world: World, numbers: int) -> None:
+        """As `GradientExchange`.
+
+        Raises:
+            ConfigError: the model has embeddings built with `sparse=True`.
+        """
+        if sparse_parameters(model):
+            raise ConfigError("train.parallel=fsdp does not go with sparse embeddings")
+        self.trainable = [p for p in model.parameters() if p.requires_grad]
+        self.numbers = torch.zeros(numbers, dtype=torch.float32, device=world.device)
+
+    def sum(self) -> list[float]:
+        """Sum `self.numbers` over the workers."""
+        for parameter in self.trainable:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        dist.all_reduce(self.numbers)
+        return self.numbers.tolist()
+
+    def scale(self, factor: float, clip_norm: float | None) -> float:
+        """As `GradientExchange.scale`; the norm is that of the whole gradient."""
+        grads = [cast(DTensor, p.grad).to_local() for p in self.trainable]
+        norms = [torch.linalg.vector_norm(grad) for grad in grads if grad.numel()]
+        square = torch.stack([self.numbers.new_zeros(()), *norms]).square().sum()
+        dist.all_reduce(square)
+        norm = float(square.sqrt()) * factor
+        if clip_norm is not None:
+            factor *= min(1.0, clip_norm / (norm + 1e-6))
+        torch._foreach_mul_(grads, factor)
+        return norm

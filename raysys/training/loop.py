@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_map
 from raysys.errors import ArtifactError, ConfigError, MetricError, RaysysError, ResumeError
 from raysys.training.checkpoints import Checkpoint
 from raysys.training.config import TrainConfig
-from raysys.training.gradients import GradientExchange
+from raysys.training.gradients import GradientExchange, ShardedExchange
 from raysys.training.memory import keep_freed_memory
 from raysys.training.metrics_log import MetricsLog
 from raysys.training.optim import Optimizers
@@ -26,6 +26,7 @@ from raysys.training.reporter import InterruptedRunError
 from raysys.training.rng import rng_state, seed_everything, set_rng_state
 from raysys.training.schedule import learning_rate
 from raysys.training.session import Session
+from raysys.training.sharding import shard, sliced_like, whole
 from raysys.training.state import Best, TrainState
 from raysys.training.task import Loader, Task, Validated
 from raysys.training.world import World
@@ -79,9 +80,9 @@ def fit(task: Task[Any], loader: Loader[Any], config: TrainConfig, session: Sess
 
 
 def weights_sha256(model: nn.Module) -> str:
-    """Hex sha256 over the names and bytes of the model's state."""
+    """Hex sha256 over the names and bytes of the model's state; collective if it is sharded."""
     digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
+    for name, tensor in sorted(whole(model.state_dict()).items()):
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     return digest.hexdigest()
@@ -101,6 +102,10 @@ class _Fit:
         self.task, self.loader, self.config = task, loader, config
         self.session, self.world = session, world
         self.model = task.model.to(world.device)
+        world.broadcast([*self.model.parameters(), *self.model.buffers()])
+        self.sharded = config.parallel == "fsdp" and world.size > 1
+        if self.sharded:
+            shard(self.model, world, config.precision)
         if config.compile:
             self.model.compile()
         self.total = config.epochs * loader.steps_per_epoch
@@ -108,7 +113,8 @@ class _Fit:
             self.total = min(self.total, config.max_steps)
         if self.total < 1:
             raise ConfigError("the loader has no batches: the training part of the data is empty")
-        self.exchange = GradientExchange(self.model, world, numbers=5)
+        exchange = ShardedExchange if self.sharded else GradientExchange
+        self.exchange = exchange(self.model, world, numbers=5)
         self.optimizers = Optimizers(self.model, config)
         self.state = TrainState()
         self.last_checkpoint: Path | None = None
@@ -165,6 +171,11 @@ class _Fit:
         numbers = self.exchange.numbers
         numbers.copy_(torch.tensor([0.0, 0.0, *self._flags()]))
         for batch in micro_batches:
+            if batch is None and self.sharded:
+                raise ConfigError(
+                    "train.parallel=fsdp: a global batch has fewer rows than workers × "
+                    "train.accumulation; make batches larger"
+                )
             if batch is None:
                 continue
             with self._autocast():
@@ -321,6 +332,8 @@ class _Fit:
     def _save(self) -> None:
         state = self.state
         rng = self.world.gather_rows(rng_state(self.world.device))
+        model = whole(self.model.state_dict(), self.world.leads)
+        moments = whole(self.optimizers.state(), self.world.leads)
         path = self.session.checkpoints.folder(state.step)
         if self.log:
             state.seconds = self.seconds_before + time.monotonic() - self.started
@@ -329,11 +342,7 @@ class _Fit:
             state.config_hash = self.session.config_hash
             self.session.checkpoints.save(
                 state.step,
-                {
-                    "model": self.model.state_dict(),
-                    "optimizer": self.optimizers.state(),
-                    "rng": {"rng": rng},
-                },
+                {"model": model, "optimizer": moments, "rng": {"rng": rng}},
                 state.model_dump(mode="json"),
                 best_step=state.best.step if state.best else None,
             )
@@ -350,7 +359,6 @@ class _Fit:
             step = newest.step if newest else None
         step = world.share(step)
         if step is None:
-            world.broadcast([*self.model.parameters(), *self.model.buffers()])
             seed_everything(self._rank_seed(0))
             return
         checkpoint = Checkpoint.trusted(store.folder(step))
@@ -373,8 +381,12 @@ class _Fit:
         world.share(None)  # Nobody deletes old checkpoints before all have read.
 
     def _load_model(self, checkpoint: Checkpoint) -> None:
+        stored = checkpoint.tensors("model")
+        if self.sharded:
+            like = self.model.state_dict()
+            stored = {k: sliced_like(like[k], v) if k in like else v for k, v in stored.items()}
         try:
-            self.model.load_state_dict(checkpoint.tensors("model"))
+            self.model.load_state_dict(stored)
         except RuntimeError as error:
             raise ResumeError(f"{checkpoint.path} does not fit the model: {error}") from error
 

@@ -10,6 +10,7 @@ from torch.optim import Optimizer
 from raysys.errors import ConfigError, ResumeError
 from raysys.training.config import TrainConfig
 from raysys.training.gradients import embedding_tables
+from raysys.training.sharding import sliced_like
 
 
 class RowAdam(Optimizer):
@@ -144,4 +145,4 @@ class Optimizers:
             entries: dict[str, Any] = owner.state[parameter]
             counts_on_host = isinstance(owner, RowAdam) and key == "step"
             device = "cpu" if counts_on_host else parameter.device
-            entries[key] = tensor.to(device, copy=True)
+            entries[key] = sliced_like(parameter, tensor.to(device, copy=True))

@@ -28,6 +28,7 @@ from raysys.training import (
     weights_sha256,
 )
 from raysys.training.rng import rng_state, seed_everything, set_rng_state
+from raysys.training.sharding import whole
 
 # Workers of the group tests are forked from a process that has imported torch already.
 multiprocessing.set_forkserver_preload(["raysys.training"])
@@ -193,8 +194,9 @@ def _in_group(rank: int, world: int, folder: str, config: ToyConfig, stop: int |
         assert stop is not None
     else:
         assert World.current().share(result) == result
+        weights = whole(task.model.state_dict())
         if rank == 0:
-            torch.save(task.model.state_dict(), f"{folder}/weights.pt")
+            torch.save(weights, f"{folder}/weights.pt")
             Path(folder, "sha").write_text(result.weights_sha256)
     dist.destroy_process_group()
 
@@ -228,8 +230,34 @@ def test_two_workers_equal_one_on_one_global_batch(tmp_path: Path, sparse: bool)
 
 
 @pytest.mark.slow
-def test_two_workers_stopped_and_resumed_are_bitwise_undisturbed(tmp_path: Path) -> None:
-    config = ToyConfig(train=settings())
+def test_two_workers_with_half_a_model_each_equal_one(tmp_path: Path) -> None:
+    train = settings(clip_norm=0.5, weight_decay=0.1, accumulation=3, parallel="fsdp")
+    config = ToyConfig(dropout=0, rows=118, train=train)
+    seed_everything(config.train.seed)
+    task = ToyTask(config)
+    run(tmp_path / "one", config, task=task)
+    one = torch.cat([value.flatten() for value in task.model.state_dict().values()])
+    two = in_group(2, tmp_path / "two", config)
+    torch.testing.assert_close(two, one, rtol=0, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_a_sharded_run_goes_on_unsharded_from_its_checkpoint(tmp_path: Path) -> None:
+    config = ToyConfig(dropout=0, train=settings(parallel="fsdp"))
+    whole = in_group(2, tmp_path / "whole", config)
+    in_group(2, tmp_path / "broken", config, stop=10)
+    unsharded = ToyConfig(dropout=0, train=settings())
+    torch.testing.assert_close(
+        in_group(1, tmp_path / "broken", unsharded), whole, rtol=0, atol=1e-5
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("parallel", ["replicate", "fsdp"])
+def test_two_workers_stopped_and_resumed_are_bitwise_undisturbed(
+    tmp_path: Path, parallel: str
+) -> None:
+    config = ToyConfig(train=settings(parallel=parallel))
     in_group(2, tmp_path / "whole", config)
     in_group(2, tmp_path / "broken", config, stop=10)
     in_group(2, tmp_path / "broken", config)
