@@ -165,7 +165,9 @@ def _commit(scratch: Path, path: Path) -> None:
     _json(scratch / _CHECKSUMS, sums)
     fsync_tree(scratch)
     (path / _CHECKSUMS).unlink(missing_ok=True)
-    shutil.rmtree(path / "snapshot", ignore_errors=True)
+    for name in names:
+        if (scratch / name).is_dir():
+            shutil.rmtree(path / name, ignore_errors=True)
     for name in [*names, _CHECKSUMS]:
         os.replace(scratch / name, path / name)
 
@@ -216,6 +218,10 @@ def read_config(path: Path) -> RunConfig:
     if not file.is_file():
         raise _no_run(path, file.name)
     raw = _read_json(file)
+    if raw.get("kind") == "language":
+        raise ArtifactError(
+            f"{path} holds a language model, no ranker; use it as the backbone dir:{path}/hf"
+        )
     if raw.get("format") != FORMAT:
         raise ArtifactError(
             f"{file}: run format {raw.get('format')}, this raysys reads {FORMAT}; train again"

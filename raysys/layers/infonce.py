@@ -6,9 +6,7 @@ from torch import Tensor
 from raysys.errors import MetricError
 
 
-def info_nce(
-    similarity: Tensor, positive: Tensor, negative: Tensor, temperature: float
-) -> Tensor:
+def info_nce(similarity: Tensor, positive: Tensor, negative: Tensor, temperature: float) -> Tensor:
     """Loss [N] of each of N anchors against the M keys of the global batch.
 
         L_i = −log( exp(s_ip/τ) / (exp(s_ip/τ) + Σ_{j: negative_ij} exp(s_ij/τ)) )

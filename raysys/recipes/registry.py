@@ -11,11 +11,13 @@ from raysys.ctr.dcnv2 import DCNv2, DCNv2Config
 from raysys.ctr.din import DIN, DINConfig
 from raysys.ctr.finalmlp import FinalMLP, FinalMLPConfig
 from raysys.data.features import FeatureConfig
-from raysys.data.prepared import Prepared
 from raysys.errors import ConfigError
 from raysys.news.nrms import NRMS, NRMSConfig
-from raysys.recipes import cofars, ranker
+from raysys.recipes import cofars, llm, llm_contrast, llm_pretrain, ranker
 from raysys.recipes.cofars import CofarsRecipe
+from raysys.recipes.llm import LlmRecipe
+from raysys.recipes.llm_contrast import ContrastRecipe
+from raysys.recipes.llm_pretrain import PretrainRecipe
 from raysys.recipes.ranker import Positive, RankerRecipe
 from raysys.training import EarlyStopping, Outcome, TrainConfig
 
@@ -62,12 +64,14 @@ class NRMSRecipe(RankerRecipe):
     train: TrainConfig = _NEWS_TRAIN
 
 
-RECIPES: dict[str, type[RankerRecipe]] = {
+RECIPES: dict[str, type[RankerRecipe] | type[LlmRecipe]] = {
     "ctr/din": DINRecipe,
     "ctr/dcnv2": DCNv2Recipe,
     "ctr/finalmlp": FinalMLPRecipe,
     "ctr/cofars": CofarsRecipe,
     "news/nrms": NRMSRecipe,
+    "llm/pretrain": PretrainRecipe,
+    "llm/contrast": ContrastRecipe,
 }
 MODELS: dict[str, type[Ranker]] = {
     "ctr/din": DIN,
@@ -76,12 +80,20 @@ MODELS: dict[str, type[Ranker]] = {
     "ctr/cofars": CofarsDIN,
     "news/nrms": NRMS,
 }
-# Programs of recipes that are trained in more than one stage.
-_PROGRAMS: dict[str, Callable[..., Outcome]] = {"ctr/cofars": cofars.run}
-_CHECKS: dict[str, Callable[[Any], Prepared]] = {"ctr/cofars": cofars.ready}
+# Recipes with a program of their own.
+_PROGRAMS: dict[str, Callable[..., Outcome]] = {
+    "ctr/cofars": cofars.run,
+    "llm/pretrain": llm_pretrain.run,
+    "llm/contrast": llm_contrast.run,
+}
+_CHECKS: dict[str, Callable[[Any], Any]] = {
+    "ctr/cofars": cofars.ready,
+    "llm/pretrain": llm.ready,
+    "llm/contrast": llm.ready,
+}
 
 
-def recipe_of(name: str) -> type[RankerRecipe]:
+def recipe_of(name: str) -> type[RankerRecipe] | type[LlmRecipe]:
     """The config class of a recipe.
 
     Raises:
@@ -94,11 +106,11 @@ def recipe_of(name: str) -> type[RankerRecipe]:
     return RECIPES[name]
 
 
-def ready(config: RankerRecipe) -> Prepared:
+def ready(config: RankerRecipe | LlmRecipe) -> Any:
     """Check data and options together; see `raysys.recipes.ranker.ready`."""
     return _CHECKS.get(config.recipe, ranker.ready)(config)
 
 
-def run(config: RankerRecipe, out: Path, **options: Any) -> Outcome:
+def run(config: RankerRecipe | LlmRecipe, out: Path, **options: Any) -> Outcome:
     """Train with the program of the config's recipe; see `raysys.recipes.ranker.run`."""
     return _PROGRAMS.get(config.recipe, ranker.run)(config, out, **options)

@@ -1,0 +1,73 @@
+"""Stage 1, continual pretraining: L = −Σ_t w_t log p(x_t | x_<t) on texts of places (§2.1)."""
+
+import numpy as np
+from torch import Tensor, nn
+
+from raysys.larr.corpus import Documents
+from raysys.larr.packing import Packed, pack
+from raysys.training import World
+
+
+class PretrainTask:
+    """A causal language model, its loss, and the perplexity of held-out menus."""
+
+    def __init__(
+        self, model: nn.Module, held: Documents, width: int, pad: int, rows_per_pass: int
+    ) -> None:
+        """held: texts of unseen places; width: tokens of a row; rows_per_pass: in validation."""
+        self.model = model
+        self._held = held
+        self._rows = pack([len(ids) for ids in held.ids], width)
+        self._pad, self._step = pad, rows_per_pass
+
+    def loss(self, batch: Packed) -> tuple[Tensor, Tensor]:
+        """(Σ w · −log p, Σ w) over the batch."""
+        assert batch.weights is not None
+        weights = batch.weights[:, 1:]
+        return (token_losses(self.model, batch) * weights).sum(), weights.sum()
+
+    def validate(self, world: World) -> dict[str, float]:
+        """`menu_perplexity`: exp of the mean −log p of the words of told fields, given what comes
+        before them; `text_perplexity`: of all tokens but the first. Empty without held-out
+        places."""
+        words, texts = self._nll(world)
+        if not words[1]:
+            return {}
+        return {
+            "menu_perplexity": float(np.exp(words[0] / words[1])),
+            "text_perplexity": float(np.exp(texts[0] / texts[1])),
+        }
+
+    def _nll(self, world: World) -> tuple[np.ndarray, np.ndarray]:
+        """(Σ −log p, tokens) of the words of told fields and of all tokens; on all workers."""
+        told = [[float(w) for w in row] for row in self._held.word]
+        every = self._held.weights("full")
+        sums = np.zeros((1, 4))
+        # Every worker makes as many passes, if need be over nothing: sharded models need that.
+        share = -(-len(self._rows) // world.size)
+        mine = self._rows[share * world.rank : share * (world.rank + 1)]
+        for begin in range(0, share, self._step):
+            rows = mine[begin : begin + self._step]
+            batch = Packed.of(self._held.ids, rows, self._pad, told).to(world.device)
+            whole = Packed.of(self._held.ids, rows, self._pad, every).to(world.device)
+            losses = token_losses(self.model, batch)
+            for column, weights in enumerate((batch.weights, whole.weights)):
+                assert weights is not None
+                sums[0, 2 * column] += float((losses * weights[:, 1:]).sum())
+                sums[0, 2 * column + 1] += float(weights[:, 1:].sum())
+        total = world.gather(sums).sum(0)
+        return total[:2], total[2:]
+
+
+def token_losses(model: nn.Module, batch: Packed) -> Tensor:
+    """−log p of each token but the first of each row [R, T − 1], in float32.
+
+    Where a text begins mid-row the value is that of a guess across texts: weigh it 0.
+    """
+    logits = model(
+        input_ids=batch.ids, position_ids=batch.positions, use_cache=False
+    ).logits.float()
+    flat = nn.functional.cross_entropy(
+        logits[:, :-1].flatten(0, 1), batch.ids[:, 1:].flatten(), reduction="none"
+    )
+    return flat.view(batch.ids.shape[0], -1)

@@ -1,0 +1,152 @@
+"""Train `llm/contrast`, LARR's stage 2: the language model becomes a text encoder."""
+
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import Field, model_validator
+
+from raysys.larr.batches import PairLoader
+from raysys.larr.contrast import ContrastTask, Weights
+from raysys.larr.embedding import EmbeddingHead, EmbeddingModel
+from raysys.larr.log import Log
+from raysys.larr.pairs import Kind, PairConfig, PairSets
+from raysys.larr.recall import Retrieval, frozen_recalls, retrieval
+from raysys.larr.tokens import append_end_token
+from raysys.llm.backbones import BackboneSpec
+from raysys.llm.tuning import tunable
+from raysys.recipes import llm
+from raysys.recipes.llm import LlmRecipe, Positive
+from raysys.training import Outcome, Session, TrainConfig, World, fit
+
+
+class ContrastRecipe(LlmRecipe):
+    """`llm/contrast`.
+
+    weights: λ of each kind of pairs. temperature: τ. width: d_e; hidden: of the head's MLP, left
+    out the model's width. batch_size: pairs of each kind in one global batch. chunk_tokens:
+    tokens of one forward pass: memory, not arithmetic.
+    questions, pool, cutoffs: size of the recall measurement, and its k.
+    baselines: what else is measured at the end: "untuned" (the backbone itself, mean and last
+    pooling) or a backbone spec, with mean pooling.
+    """
+
+    recipe: Literal["llm/contrast"] = "llm/contrast"
+    pairs: PairConfig = PairConfig()
+    weights: Weights = Weights()
+    temperature: float = Field(default=0.05, gt=0)
+    width: Positive = 128
+    hidden: Positive | None = None
+    batch_size: int = Field(default=256, ge=2)
+    chunk_tokens: Positive = 8192
+    questions: int = Field(default=500, ge=2)
+    pool: Positive = 2000
+    cutoffs: tuple[Positive, ...] = (1, 10, 50)
+    baselines: tuple[str, ...] = ("untuned",)
+    train: TrainConfig = Field(
+        default=TrainConfig(epochs=3, lr=3e-4, schedule="cosine", warmup_steps=10, clip_norm=1.0)
+    )
+
+    @model_validator(mode="after")
+    def _sound(self) -> Self:
+        if self.train.accumulation != 1:
+            raise ValueError(
+                "train.accumulation: every pair needs the whole batch; chunk_tokens bounds memory"
+            )
+        for name in self.baselines:
+            if name != "untuned":
+                BackboneSpec.parse(name)
+        return self
+
+
+def run(config: ContrastRecipe, out: Path, **options: Any) -> Outcome:
+    """See `raysys.recipes.ranker.run`."""
+    return llm.run(config, out, train, **options)
+
+
+def train(config: ContrastRecipe, session: Session) -> dict[str, Any]:
+    """What every worker runs; rank 0 writes the run folder."""
+    world = World.current(config.train.device)
+    log = llm.open_log(config)
+    base = llm.open_base(config, session, log, "body")
+    body, tokenizer, new = base.load()
+    tokens = llm.text_tokens(config, base, body, tokenizer)
+    sets = PairSets(log, config.pairs, config.train.seed)
+    kinds = config.weights.kinds
+    loader = PairLoader(
+        log,
+        {kind: sets.train(kind) for kind in kinds},
+        tokens,
+        batch_size=config.batch_size,
+        hard=config.pairs.hard,
+        row_tokens=config.row_tokens,
+        chunk_tokens=config.chunk_tokens,
+        seed=config.train.seed,
+    )
+    retrievals = _retrievals(config, sets, kinds)
+
+    def build(loaded: Any) -> EmbeddingModel:
+        size = int(loaded.config.hidden_size)
+        head = EmbeddingHead(size, config.hidden or size, config.width)
+        return EmbeddingModel(tunable(loaded, new, config.tuning), head)
+
+    task = ContrastTask(
+        build(body),
+        weights=config.weights,
+        temperature=config.temperature,
+        world=world,
+        even_passes=config.train.parallel == "fsdp" and world.size > 1,
+        retrievals=retrievals,
+        cutoffs=config.cutoffs,
+        tokens=tokens,
+        row_tokens=config.row_tokens,
+        rows_per_chunk=loader.rows_per_chunk,
+    )
+    result = fit(task, loader, config.train, session)
+    whole = llm.plainly(task.model, lambda: build(base.load()[0]), config)
+    metrics = {
+        "after": result.metrics,
+        "before": _baselines(config, log, base, retrievals, world),
+        "pairs": {kind: len(pairs) for kind, pairs in loader.pairs.items()},
+        "questions": {kind: len(found.queries) for kind, found in retrievals.items()},
+        "pool": {kind: len(found.pool) for kind, found in retrievals.items()},
+    }
+    append_end_token(tokenizer)
+    return llm.finish(
+        config,
+        session,
+        log,
+        base,
+        result,
+        model="raysys.larr.embedding:EmbeddingModel",
+        body=whole.body,
+        tokenizer=tokenizer,
+        new=new,
+        metrics=metrics,
+        beside=lambda folder: whole.head.save(folder, config.max_tokens),
+    )
+
+
+def _retrievals(
+    config: ContrastRecipe, sets: PairSets, kinds: tuple[Kind, ...]
+) -> dict[Kind, Retrieval]:
+    found = {kind: retrieval(sets, kind, config.questions, config.pool) for kind in kinds}
+    return {kind: asked for kind, asked in found.items() if asked is not None}
+
+
+def _baselines(
+    config: ContrastRecipe,
+    log: Log,
+    base: llm.Base,
+    retrievals: dict[Kind, Retrieval],
+    world: World,
+) -> dict[str, dict[str, float]]:
+    """Recall of models that nobody tuned, on the same questions; shared among the workers."""
+    out = {}
+    for name in config.baselines:
+        spec = str(base.backbone.spec) if name == "untuned" else name
+        for pooling in ("mean", "last") if name == "untuned" else ("mean",):
+            label = f"{name}-{pooling}" if name == "untuned" else name
+            out[label] = frozen_recalls(
+                spec, pooling, config.max_tokens, retrievals, config.cutoffs, world
+            )
+    return out

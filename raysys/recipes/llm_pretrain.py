@@ -1,0 +1,79 @@
+"""Train `llm/pretrain`, LARR's stage 1: a language model learns the texts of places."""
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field
+
+from raysys.larr.corpus import CorpusLoader, documents, held_out, training_texts
+from raysys.larr.pretrain import PretrainTask
+from raysys.llm.tuning import tunable
+from raysys.recipes import llm
+from raysys.recipes.llm import LlmRecipe, Positive
+from raysys.training import Outcome, Session, TrainConfig, World, fit
+
+
+class PretrainRecipe(LlmRecipe):
+    """`llm/pretrain`.
+
+    cpt_loss: full, every token is predicted; completion, only what follows name and location.
+    batch_rows: rows of row_tokens in one global batch.
+    held_limit: held-out places that perplexity is measured on, at most.
+    """
+
+    recipe: Literal["llm/pretrain"] = "llm/pretrain"
+    cpt_loss: Literal["full", "completion"] = "full"
+    batch_rows: Positive = 8
+    held_limit: Positive = 500
+    train: TrainConfig = Field(
+        default=TrainConfig(epochs=3, lr=3e-4, schedule="cosine", warmup_steps=10, clip_norm=1.0)
+    )
+
+
+def run(config: PretrainRecipe, out: Path, **options: Any) -> Outcome:
+    """See `raysys.recipes.ranker.run`."""
+    return llm.run(config, out, train, **options)
+
+
+def train(config: PretrainRecipe, session: Session) -> dict[str, Any]:
+    """What every worker runs; rank 0 writes the run folder."""
+    world = World.current(config.train.device)
+    log = llm.open_log(config)
+    base = llm.open_base(config, session, log, "causal")
+    model, tokenizer, new = base.load()
+    tokens = llm.text_tokens(config, base, model, tokenizer)
+    docs = documents(training_texts(log), tokens, config.text.told)
+    held = documents(held_out(log)[: config.held_limit], tokens, config.text.told)
+    loader = CorpusLoader(
+        docs, config.cpt_loss, config.row_tokens, config.batch_rows, tokens.pad, config.train.seed
+    )
+    per_pass = max(1, config.batch_rows // (world.size * config.train.accumulation))
+    task = PretrainTask(
+        tunable(model, new, config.tuning), held, config.row_tokens, tokens.pad, per_pass
+    )
+    before = llm.measured(task, world)
+    result = fit(task, loader, config.train, session)
+    whole = llm.plainly(
+        task.model, result, lambda: tunable(base.load()[0], new, config.tuning), config
+    )
+    metrics = {
+        "before": before,
+        "after": result.metrics,
+        "held_out_places": len(held.ids),
+        "documents": len(docs.ids),
+        "tokens": docs.tokens,
+        "texts_cut": tokens.cut,
+        "row_fill": round(loader.fill, 4),
+    }
+    return llm.finish(
+        config,
+        session,
+        log,
+        base,
+        result,
+        model="transformers:AutoModelForCausalLM",
+        body=whole,
+        tokenizer=tokenizer,
+        new=new,
+        metrics=metrics,
+    )
