@@ -128,6 +128,18 @@ class PairLoader:
         placed[[index for row in rows for index in row]] = np.arange(len(ids))
         return ContrastBatch(chunks, torch.from_numpy(placed), blocks)
 
+    def sample(self, count: int) -> list[str]:
+        """Some `count` training texts of all kinds, spread over the pairs."""
+        texts = []
+        each = max(1, count // (2 * len(self.pairs)))
+        for pairs in self.pairs.values():
+            for pair in np.linspace(0, len(pairs) - 1, min(each, len(pairs))).astype(int).tolist():
+                texts += [
+                    side.text(self.log, pair, training=True)
+                    for side in (pairs.anchor, pairs.positive)
+                ]
+        return texts
+
     def _chosen(self, kind: Kind, number: int, epoch: int, step: int) -> Int64Array:
         """Pairs [B] of the global batch."""
         size, count = self.size[kind], len(self.pairs[kind])

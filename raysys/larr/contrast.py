@@ -12,7 +12,7 @@ from raysys.larr.batches import ContrastBatch, PairBlock
 from raysys.larr.cached import encode_cached
 from raysys.larr.collapse import effective_rank, mean_cosine
 from raysys.larr.embedding import EmbeddingModel
-from raysys.larr.packing import Packed, pack
+from raysys.larr.packing import Packed, last_hidden, pack
 from raysys.larr.pairs import KINDS, Kind
 from raysys.larr.recall import Retrieval, recalls
 from raysys.larr.tokens import TextTokens
@@ -132,6 +132,18 @@ class ContrastTask:
                     values["mean_cosine"],
                 )
         return values
+
+    @torch.no_grad()
+    def begin(self, texts: Sequence[str]) -> None:
+        """Let the head begin with what the hidden states of these texts differ in."""
+        self.model.to(self._world.device).eval()
+        ids = self._tokens(texts)
+        rows = pack([len(row) for row in ids], self._row_tokens)
+        hidden = []
+        for start in range(0, len(rows), self._rows):
+            chunk = Packed.of(ids, rows[start : start + self._rows], self._tokens.pad)
+            hidden.append(last_hidden(self.model.body, chunk.to(self._world.device)))
+        self.model.head.whiten(torch.cat(hidden))
 
     @torch.no_grad()
     def encode(self, texts: Sequence[str], world: World) -> np.ndarray:

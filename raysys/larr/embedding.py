@@ -5,10 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from raysys.errors import ArtifactError
 from raysys.larr.packing import Packed, last_hidden
 
 _DENSE = ("2_Dense", "3_Dense")
@@ -27,12 +26,34 @@ class EmbeddingHead(nn.Module):
         """[n, D] -> [n, d_e]."""
         return self.second(nn.functional.gelu(self.first(x)))
 
+    @torch.no_grad()
+    def whiten(self, hidden: Tensor) -> None:
+        """Begin where the vectors of the backbone's hidden states [N, D] differ most.
+
+        Last hidden states of a language model point nearly the same way. The first layer takes
+        their mean away and scales their principal directions alike before it mixes them, the
+        second takes away what GELU adds; both mixtures stay random. Ours.
+        """
+        mean = hidden.double().mean(0)
+        covariance = (hidden.double() - mean).T @ (hidden.double() - mean) / max(len(hidden) - 1, 1)
+        values, directions = torch.linalg.eigh(covariance)
+        # Directions that a few hundred texts cannot measure must not be blown up.
+        scale = (values.clamp(min=0) + 0.01 * values.mean().clamp(min=1e-12)).rsqrt()
+        white = (directions * scale) @ directions.T
+        for layer in (self.first, self.second):
+            nn.init.normal_(layer.weight, std=layer.in_features**-0.5)
+        weight = self.first.weight.double() @ white.to(self.first.weight.device)
+        self.first.weight.copy_(weight)
+        self.first.bias.copy_(-(weight @ mean))
+        active = nn.functional.gelu(self.first(hidden.float())).mean(0)
+        self.second.bias.copy_(-(self.second.weight @ active))
+
     def save(self, folder: Path, longest: int) -> None:
         """Write the head beside a model in `folder`, as sentence-transformers lays it out.
 
         modules.json names the steps: the model, last-token pooling (1_Pooling), the two layers
         (2_Dense, 3_Dense: config.json and model.safetensors with linear.weight, linear.bias),
-        L2 normalisation. sentence-transformers and vLLM apply them by themselves.
+        L2 normalisation. `raysys.llm.heads`, sentence-transformers and vLLM read that.
         """
         kinds = ["Transformer", "Pooling", "Dense", "Dense", "Normalize"]
         paths = ["", "1_Pooling", *_DENSE, "4_Normalize"]
@@ -58,27 +79,6 @@ class EmbeddingHead(nn.Module):
             _json(folder / name / "config.json", body)
             state = {f"linear.{k}": v.detach().contiguous() for k, v in layer.state_dict().items()}
             save_file(state, folder / name / "model.safetensors")
-
-    @classmethod
-    def load(cls, folder: Path) -> "EmbeddingHead":
-        """Read what `save` wrote.
-
-        Raises:
-            ArtifactError: a file is missing or damaged; names it.
-        """
-        try:
-            sizes = [json.loads((folder / name / "config.json").read_text()) for name in _DENSE]
-            states = [load_file(folder / name / "model.safetensors") for name in _DENSE]
-            head = cls(
-                *(sizes[0][k] for k in ("in_features", "out_features")), sizes[1]["out_features"]
-            )
-            for layer, state in zip((head.first, head.second), states, strict=True):
-                layer.load_state_dict({k.removeprefix("linear."): v for k, v in state.items()})
-        except Exception as error:
-            raise ArtifactError(
-                f"{folder}: no embedding head as `llm/contrast` writes it ({error})"
-            ) from error
-        return head
 
 
 def _json(path: Path, value: Any) -> None:

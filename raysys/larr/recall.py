@@ -100,7 +100,7 @@ def frozen_recalls(
     encoder = TextEncoder(
         EncoderSpec(backbone=spec, pooling=pooling, max_tokens=max_tokens), device=world.device
     )
-    knows = all(token in encoder.tokenizer.get_vocab() for token in SPECIAL_TOKENS)
+    knows = all(token in encoder.tokens_of.tokenizer.get_vocab() for token in SPECIAL_TOKENS)
 
     def encode(texts: Sequence[str]) -> npt.NDArray[np.float32]:
         mine = [text if knows else plain(text) for text in texts[world.rows(len(texts))]]

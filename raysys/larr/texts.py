@@ -1,6 +1,6 @@
 """Places and users as fields between special tokens: what the language model reads (§2.1, §2.2).
 
-    <poi><name> ..<loc> ..<brand> ..<cat> ..<price> ..<menu> ..</poi>
+    <poi><name> ..<loc> ..<brand> ..<cat> ..<price> ..<desc> ..<menu> ..</poi>
     <user><profile> ..<likes> ..<visits> ..</user>
 
 Which fields there are follows the paper's idea and secondary summaries; token strings and
@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from raysys.data.contexts import FIRST
 
-PoiField = Literal["name", "loc", "brand", "cat", "price", "menu"]
+PoiField = Literal["name", "loc", "brand", "cat", "price", "desc", "menu"]
 
 # Token -> the words whose sub-tokens its row begins as.
 SPECIAL_TOKENS: Mapping[str, str] = {
@@ -30,6 +30,7 @@ SPECIAL_TOKENS: Mapping[str, str] = {
     "<brand>": "brand",
     "<cat>": "category",
     "<price>": "price",
+    "<desc>": "description",
     "<menu>": "menu",
     "<user>": "user",
     "</user>": "end of user",
@@ -39,6 +40,7 @@ SPECIAL_TOKENS: Mapping[str, str] = {
 }
 # Ours, and the shape that public models give theirs: text of users must not look like either.
 _MARKS = re.compile("|".join([*map(re.escape, SPECIAL_TOKENS), r"<\|[^|<>]{1,40}\|>", "</?s>"]))
+_LABEL = 60  # characters
 _LONGEST = 4000  # characters of one value; a model reads a few hundred tokens
 
 
@@ -54,7 +56,7 @@ class TextConfig(BaseModel):
 
     kinds: tuple[str, ...] | None = None
     given: tuple[PoiField, ...] = ("name", "loc")
-    told: tuple[PoiField, ...] = ("brand", "cat", "price", "menu")
+    told: tuple[PoiField, ...] = ("brand", "cat", "price", "desc", "menu")
     visits: int = Field(default=12, ge=1)
     recent: int = Field(default=100, ge=1)
 
@@ -112,7 +114,7 @@ class Places:
             out.given.append(given)
             out.told.append(told)
             out.leaf.append(path[-1] if path else "")
-            out.label.append(fields["name"] or out.leaf[-1])
+            out.label.append(fields["name"] or out.leaf[-1] or _begin(fields["desc"]))
             out.area.append(fields["loc"])
             out.brand.append(fields["brand"])
             wanted = config.kinds is None or row["kind"] in config.kinds
@@ -128,6 +130,11 @@ class Places:
         return f"<poi>{getattr(self, half)[row]}</poi>"
 
 
+def _begin(text: str) -> str:
+    """The first words of a text, for what has no name."""
+    return text if len(text) <= _LABEL else text[:_LABEL].rpartition(" ")[0]
+
+
 def _poi_fields(row: Mapping[str, Any]) -> dict[str, str]:
     price = row["price"]
     words = {
@@ -136,7 +143,8 @@ def _poi_fields(row: Mapping[str, Any]) -> dict[str, str]:
         "brand": row["brand"],
         "cat": ", ".join(row["category"] or ()),
         "price": None if price is None else f"{price:g}",
-        "menu": " ".join(part for part in (row["abstract"], row["text"]) if part),
+        "desc": row["abstract"],
+        "menu": row["text"],
     }
     return {name: clean(value) if value else "" for name, value in words.items()}
 

@@ -18,6 +18,8 @@ from raysys.recipes import llm
 from raysys.recipes.llm import LlmRecipe, Positive
 from raysys.training import Outcome, Session, TrainConfig, World, fit
 
+_BEGIN_TEXTS = 256
+
 
 class ContrastRecipe(LlmRecipe):
     """`llm/contrast`.
@@ -101,6 +103,7 @@ def train(config: ContrastRecipe, session: Session) -> dict[str, Any]:
         row_tokens=config.row_tokens,
         rows_per_chunk=loader.rows_per_chunk,
     )
+    task.begin(loader.sample(_BEGIN_TEXTS))
     result = fit(task, loader, config.train, session)
     whole = llm.plainly(task.model, lambda: build(base.load()[0]), config)
     metrics = {
