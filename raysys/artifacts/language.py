@@ -58,7 +58,9 @@ def save_language_run(
             f"{file.relative_to(scratch).as_posix()} {sha256_file(file)}"
             for file in sorted(scratch.rglob("*.safetensors"))
         ]
-        parts = [canonical_json(body), *weights]
+        # Where the backbone lay does not change the model: its sha256 is in there.
+        placeless = {**body, "backbone": {k: v for k, v in backbone.items() if k != "spec"}}
+        parts = [canonical_json(placeless), *weights]
         model_id = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:12]
         _json(scratch / "config.json", {**body, "model_id": model_id})
         _json(scratch / "data_card.json", data_card.model_dump(mode="json"))

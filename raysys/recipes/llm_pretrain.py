@@ -53,9 +53,7 @@ def train(config: PretrainRecipe, session: Session) -> dict[str, Any]:
     )
     before = llm.measured(task, world)
     result = fit(task, loader, config.train, session)
-    whole = llm.plainly(
-        task.model, result, lambda: tunable(base.load()[0], new, config.tuning), config
-    )
+    whole = llm.plainly(task.model, lambda: tunable(base.load()[0], new, config.tuning), config)
     metrics = {
         "before": before,
         "after": result.metrics,

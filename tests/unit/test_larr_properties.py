@@ -324,7 +324,7 @@ def test_04_statistics_of_training_pairs_ignore_later_days(made: Path, tmp_path:
             event |= dict(item_id=f"p{rng.integers(32)}", behaviour="order")
     for shown in changed.impressions:
         if shown["split"] == "test":
-            shown["clicks"] = shown["candidates"][-1:]
+            shown |= dict(clicks=shown["candidates"][-1:], orders=[])
     logs = open_city(made / "data"), open_city(changed.write(tmp_path / "d"))
     for config in (PairConfig(), PairConfig(uu="overlap", pp="brand", up="orders")):
         for kind in KINDS:

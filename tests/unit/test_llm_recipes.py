@@ -191,8 +191,8 @@ def test_positions_and_ranks_beyond_the_model_are_refused(made: Path, tmp_path: 
     small = ["backbone={layers: 1, width: 16, heads: 2, vocab: 300, positions: 64}"]
     with pytest.raises(ConfigError, match="max_tokens=128, but the backbone has 64 positions"):
         train("llm/pretrain", made / "data", tmp_path / "a", *small)
+    lora = ["tuning.method=lora", "tuning.lora.rank=40"]
     with pytest.raises(ConfigError, match=r"rank=40 is beyond the model's width 32"):
-        lora = ["tuning.method=lora", "tuning.lora.rank=40"]
         train("llm/pretrain", made / "data", tmp_path / "b", *STAGE_1, *lora)
     assert not list(tmp_path.iterdir())
 
