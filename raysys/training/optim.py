@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from raysys.errors import ConfigError, ResumeError
@@ -91,8 +92,10 @@ class Optimizers:
                 self.all.append(RowAdam(sparse, config.lr, config.betas, config.eps))
         else:
             if dense:
+                # torch's fused SGD does not know slices of parameters; its fused Adam does.
+                fused = not any(isinstance(p, DTensor) for p in dense)
                 self.all.append(
-                    torch.optim.SGD(dense, lr=config.lr, momentum=config.momentum, fused=True)
+                    torch.optim.SGD(dense, lr=config.lr, momentum=config.momentum, fused=fused)
                 )
             if sparse and config.momentum:
                 raise ConfigError(
