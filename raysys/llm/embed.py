@@ -75,18 +75,12 @@ def embed_items(
     spec = spec or EncoderSpec()
     started = time.monotonic()
     identity = spec.identity()
-    backbone = open_backbone(spec.backbone)
     columns = {field: item_texts(dataset, field) for field in fields}
     ids = _array(dataset.table("items", ["item_id"])["item_id"])
     engine = encode or TextEncoder(spec)
-    encoder = {
-        **spec.model_dump(mode="json"),
-        "sha256": identity.weights,
-        "licence": backbone.licence,
-        "width": backbone.width,
-    }
+    encoder = encoder_card(spec, identity)
     bound, rebound, calls = [], 0, 0
-    with TableWriter(table, TableHeader(width=backbone.width, dtype=dtype)) as writer:
+    with TableWriter(table, TableHeader(width=encoder["width"], dtype=dtype)) as writer:
         for field, texts in columns.items():
             coded = texts.dictionary_encode()
             keys = keys_of_texts(identity, coded.dictionary)
@@ -99,7 +93,7 @@ def embed_items(
     return EmbedReport(
         table=str(table),
         encoder=encoder,
-        widths=dict.fromkeys(fields, backbone.width),
+        widths=dict.fromkeys(fields, encoder["width"]),
         texts=len(every),
         distinct=len(distinct(every)[0]),
         llm_calls=calls,
@@ -107,6 +101,17 @@ def embed_items(
         rebound=rebound,
         seconds=round(time.monotonic() - started, 3),
     )
+
+
+def encoder_card(spec: EncoderSpec, identity: VectorIdentity) -> dict[str, Any]:
+    """What a table notes beside bindings about the encoder of their vectors."""
+    backbone = open_backbone(spec.backbone)
+    return {
+        **spec.model_dump(mode="json"),
+        "sha256": identity.weights,
+        "licence": backbone.licence,
+        "width": backbone.width,
+    }
 
 
 def fill(

@@ -13,9 +13,12 @@ from raysys.ctr.finalmlp import FinalMLP, FinalMLPConfig
 from raysys.data.features import FeatureConfig
 from raysys.data.prepared import Prepared
 from raysys.errors import ConfigError
+from raysys.larr.ranker import LarrDIN
 from raysys.news.nrms import NRMS, NRMSConfig
-from raysys.recipes import cofars, ranker
+from raysys.recipes import cofars, larr, larr_cofars, ranker
 from raysys.recipes.cofars import CofarsRecipe
+from raysys.recipes.larr import LarrRecipe
+from raysys.recipes.larr_cofars import LarrCofarsDIN, LarrCofarsRecipe
 from raysys.recipes.ranker import Positive, RankerRecipe
 from raysys.training import EarlyStopping, Outcome, TrainConfig
 
@@ -67,6 +70,8 @@ RECIPES: dict[str, type[RankerRecipe]] = {
     "ctr/dcnv2": DCNv2Recipe,
     "ctr/finalmlp": FinalMLPRecipe,
     "ctr/cofars": CofarsRecipe,
+    "ctr/larr": LarrRecipe,
+    "ctr/larr-cofars": LarrCofarsRecipe,
     "news/nrms": NRMSRecipe,
 }
 MODELS: dict[str, type[Ranker]] = {
@@ -74,11 +79,21 @@ MODELS: dict[str, type[Ranker]] = {
     "ctr/dcnv2": DCNv2,
     "ctr/finalmlp": FinalMLP,
     "ctr/cofars": CofarsDIN,
+    "ctr/larr": LarrDIN,
+    "ctr/larr-cofars": LarrCofarsDIN,
     "news/nrms": NRMS,
 }
-# Programs of recipes that are trained in more than one stage.
-_PROGRAMS: dict[str, Callable[..., Outcome]] = {"ctr/cofars": cofars.run}
-_CHECKS: dict[str, Callable[[Any], Prepared]] = {"ctr/cofars": cofars.ready}
+# Recipes with a program, and a check of their own.
+_PROGRAMS: dict[str, Callable[..., Outcome]] = {
+    "ctr/cofars": cofars.run,
+    "ctr/larr": larr.run,
+    "ctr/larr-cofars": larr_cofars.run,
+}
+_CHECKS: dict[str, Callable[[Any], Prepared]] = {
+    "ctr/cofars": cofars.ready,
+    "ctr/larr": larr.ready,
+    "ctr/larr-cofars": larr_cofars.ready,
+}
 
 
 def recipe_of(name: str) -> type[RankerRecipe]:
