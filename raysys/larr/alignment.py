@@ -1,11 +1,10 @@
 """InfoNCE between scene vectors and the ID tower, over the whole batch of all workers."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.nn.functional import all_gather
 from torch.nn.functional import cross_entropy, normalize
 
 
@@ -60,7 +59,7 @@ def aligned(
     if sum(each) < 2:
         return Aligned(nothing, sum(each))
     widest = max(each)
-    parts = all_gather(_padded(targets, widest))
+    parts: Tensor = _Gather.apply(_padded(targets, widest))
     every = torch.cat([part[:n] for part, n in zip(parts, each, strict=True)])
     # Groups of different workers are different requests.
     labels = torch.stack([identity, group * size + rank], 1)
@@ -71,6 +70,23 @@ def aligned(
     # Without pairs of its own a worker still hands gradients back to the others.
     loss = info_nce(anchors, every, names[:, 0], names[:, 1], temperature, offset=offset)
     return Aligned(loss + every.sum() * 0.0 + nothing, sum(each))
+
+
+class _Gather(torch.autograd.Function):
+    """Equal shapes [n, D] of all workers as [workers, n, D]; the gradient of a worker's rows is
+    the sum of what all workers' losses say of them."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        parts = [torch.empty_like(x) for _ in range(dist.get_world_size())]
+        dist.all_gather(parts, x.contiguous())
+        return torch.stack(parts)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        total = gradient.contiguous()
+        dist.all_reduce(total)
+        return total[dist.get_rank()]
 
 
 def _padded(x: Tensor, rows: int) -> Tensor:

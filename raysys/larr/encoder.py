@@ -70,7 +70,7 @@ class SceneEncoder(nn.Module):
         if self.attend_missing:
             real = torch.ones_like(real)
             present = torch.ones_like(present)
-        agg = self.agg.expand(len(x), 1, -1)
+        agg = self.agg.expand(x.shape[0], 1, -1)
         if self.aggregate == "agg":
             assert self.body is not None
             x = torch.cat([agg, x], 1)

@@ -126,13 +126,15 @@ class SceneLookup(nn.Module):
             parts.append(self.vectors[rows])
             present.append(rows > 0)
         for taste in self.tastes:
-            rows = getattr(self, f"taste_{taste.name}")[items[:, : taste.events]]
-            real = mask[:, : taste.events] & (rows > 0)
+            newest, real = _newest(items, mask, taste.events)
+            rows = getattr(self, f"taste_{taste.name}")[newest]
+            real = real & (rows > 0)
             parts.append(_mean(self.vectors[rows], real))
             present.append(real.any(1))
         for recent in self.recents:
-            found = getattr(self, f"recent_{recent.name}")[items[:, : recent.events]]
-            real = mask[:, : recent.events] & (found != 0).any(-1)
+            newest, real = _newest(items, mask, recent.events)
+            found = getattr(self, f"recent_{recent.name}")[newest]
+            real = real & (found != 0).any(-1)
             parts.append(_mean(found, real))
             present.append(real.any(1))
         return torch.stack(parts, 1), torch.stack(present, 1)
@@ -143,6 +145,14 @@ class SceneLookup(nn.Module):
         for column in columns:
             out = out * self.codec.features[column].cardinality + context[:, column]
         return out
+
+
+def _newest(items: Tensor, mask: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """The first `count` of items [B, L] and of their mask."""
+    if torch.compiler.is_exporting():
+        # An exported program must not depend on the length of its window.
+        return items, mask & (torch.arange(items.shape[1], device=items.device) < count)
+    return items[:, :count], mask[:, :count]
 
 
 def _mean(vectors: Tensor, real: Tensor) -> Tensor:

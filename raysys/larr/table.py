@@ -8,7 +8,6 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from raysys.data.columns import ColumnFolder
-from raysys.errors import ArtifactError
 
 Floats = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int64]
@@ -54,15 +53,8 @@ class SceneTable:
 
     @classmethod
     def load(cls, snapshot: Path, taste: tuple[str, ...], recent: tuple[str, ...]) -> "SceneTable":
-        """Read what `save` wrote; taste, recent: the features that the model has.
-
-        Raises:
-            ArtifactError: the snapshot holds no such table.
-        """
-        folder = snapshot / _FOLDER
-        if not folder.is_dir():
-            raise ArtifactError(f"{folder} is missing: the run was saved without its scene vectors")
-        columns = ColumnFolder(folder)
+        """Read what `save` wrote; taste, recent: the features that the model has."""
+        columns = ColumnFolder(snapshot / _FOLDER)
         drawn = columns.file("drawn_context").is_file()
         return cls(
             names=columns.read_strings("names").to_pylist(),

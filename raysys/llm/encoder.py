@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -73,12 +73,15 @@ class EncoderSpec(BaseModel):
 class TextEncoder:
     """Encodes lists of texts; a text's vector does not depend on the others in the list.
 
-    `truncated` counts the texts that were cut to max_tokens, `texts` and `tokens` all encoded.
+    `truncated` counts the texts that were cut to max_tokens, `texts` and `tokens` all encoded;
+    `TextEncoder.encoded` those of all encoders of this process.
 
     Raises:
         ConfigError: max_tokens beyond the model's positions, or as `open_backbone`.
         ArtifactError: the backbone is damaged.
     """
+
+    encoded: ClassVar[int] = 0
 
     def __init__(
         self,
@@ -120,6 +123,7 @@ class TextEncoder:
         for rows in length_batches(lengths, self.tokens_per_batch):
             out[rows] = self._forward([ids[row] for row in rows.tolist()])
         self.texts += len(texts)
+        TextEncoder.encoded += len(texts)
         self.tokens += int(lengths.sum())
         return out
 

@@ -1,22 +1,32 @@
 """The property tests of LARR by number (larr.md §6)."""
 
+import asyncio
 import hashlib
+import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import larr_planted as planted
+import larr_runs
 import numpy as np
 import pytest
 import torch
+from cofars_runs import valid_requests
 
 from raysys.data.batch import Batch
 from raysys.data.contexts import FIRST, MISSING, OOV
 from raysys.larr.encoder import SceneEncoder
 from raysys.larr.fit import scene_keys
+from raysys.larr.online import Sentence
 from raysys.llm.encoder import EncoderSpec, TextEncoder
 from raysys.llm.keys import VectorIdentity
 from raysys.llm.vectors import TableHeader, VectorTable
 from raysys.llm.writer import TableWriter
+from raysys.recipes.registry import run
+from serve_apps.config import Model
+from serve_apps.ctr import CTRRanking
+from serve_apps.schemas import RankRequest
 
 # --- 5 to 10: the scene vector -----------------------------------------------------------------
 
@@ -186,6 +196,74 @@ def test_07_a_cached_vector_is_the_fresh_one_and_keys_tell_versions_apart(tmp_pa
     ]
     for changed, template, text in others:
         assert (table.rows(scene_keys(changed, [template], [text])) < 0).all()
+
+
+@pytest.mark.slow
+def test_08_the_online_path_makes_no_llm_call_and_a_miss_is_default_counted_and_queued(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAYSYS_CACHE", str(tmp_path / "cache"))
+    larr_runs.small_city(tmp_path / "city")
+    run(larr_runs.tiny("ctr/larr", tmp_path / "city"), tmp_path / "run", show_progress=False)
+    asked = valid_requests(tmp_path / "city", 3)
+    made = TextEncoder(EncoderSpec())(["It is a strange new meal."])
+    queued: list[list[Sentence]] = []
+
+    class Handle:
+        """Of an encoder deployment that answers when it is let."""
+
+        def __init__(self) -> None:
+            self.open = asyncio.Event()
+            self.encode = SimpleNamespace(remote=self.answer)
+
+        async def answer(self, sentences: list[Sentence]) -> np.ndarray:
+            queued.append(sentences)
+            await self.open.wait()
+            return np.repeat(made, len(sentences), 0)
+
+    def no_llm(*_: object) -> None:
+        raise AssertionError("a text was encoded")
+
+    monkeypatch.setattr(TextEncoder, "__call__", no_llm)
+
+    def asking(meal: str | None) -> list[RankRequest]:
+        return [
+            RankRequest(**{**dict(request), "context": {**request.context, "mealtime": meal}})
+            for request in asked
+        ]
+
+    async def scores(ranking: CTRRanking, meal: str | None) -> list[float]:
+        bodies = [(await ranking.rank(request))[1] for request in asking(meal)]
+        return [item["score"] for body in bodies for item in json.loads(body)["items"]]
+
+    async def talk() -> None:
+        handle = Handle()
+        ranking = CTRRanking(Model(run=tmp_path / "run"), handle, most=2)
+        known = await scores(ranking, "lunch")
+        before = (await ranking.stats()).scene
+        assert before is not None and (before.misses, before.queued) == (0, 0)
+        default = ranking.predictor.score(asking("a strange new meal"))["score"].to_pylist()
+        missed = await scores(ranking, "a strange new meal")
+        assert sorted(missed) == pytest.approx(sorted(default), abs=1e-6)
+        counted = (await ranking.stats()).scene
+        assert counted is not None
+        assert (counted.misses, counted.queued, counted.filled) == (3, 1, 0)
+        assert counted.lookups == 2 * 3 * 4
+        handle.open.set()
+        while (await ranking.stats()).scene.filled == 0:
+            await asyncio.sleep(0.01)
+        found = await scores(ranking, "a strange new meal")
+        assert sorted(found) != pytest.approx(sorted(missed), abs=1e-6)
+        assert await scores(ranking, "lunch") == pytest.approx(known, abs=1e-6)
+        assert (await scores(ranking, None)) != found
+        for other in ("one more", "too many"):
+            await scores(ranking, other)
+        last = (await ranking.stats()).scene
+        assert (last.missing, last.queued, last.dropped) == (3, 2, 3)
+        assert last.llm_calls == before.llm_calls
+        assert [s.text for batch in queued for s in batch][:1] == ["It is a strange new meal."]
+
+    asyncio.run(talk())
 
 
 def test_09_candidates_are_ranked_alike_in_any_order_and_padding_never_first() -> None:
