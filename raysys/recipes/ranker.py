@@ -4,6 +4,7 @@ One program for all rankers on logged impressions; a recipe is this program with
 its defaults (`raysys.recipes.registry`).
 """
 
+import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from pathlib import Path
@@ -66,7 +67,7 @@ class RankerRecipe(BaseModel):
 
     recipe: str
     data: str
-    vector_table: str | None = None  # default: a table of the data set in the cache folder
+    vector_table: str | None = None  # default: one of data set and encoder in the cache folder
     encoder: EncoderSpec = EncoderSpec()
     features: FeatureConfig = FeatureConfig()
     model: BaseModel
@@ -316,7 +317,12 @@ def table_path(config: RankerRecipe, dataset: Dataset) -> Path:
     """Where the frozen vectors of the recipe are."""
     if config.vector_table is not None:
         return Path(config.vector_table)
-    return cache_root() / "vectors" / f"{dataset.manifest.hash}-v{FORMAT}"
+    # A field of a table holds vectors of one encoder, so that every encoder has a table.
+    name = f"{dataset.manifest.hash}-v{FORMAT}"
+    if config.encoder != EncoderSpec():
+        told = config.encoder.model_dump_json()
+        name += f"-{hashlib.sha256(told.encode()).hexdigest()[:8]}"
+    return cache_root() / "vectors" / name
 
 
 def _vectors(
