@@ -48,8 +48,8 @@ def arms(
     searched: Point = {"model.retriever.window": window, "model.retriever.k": k}
     sim: Point = {**searched, "model.retriever.kind": "sim-soft"}
     twin: Point = {**searched, "model.retriever.kind": "twin"}
-    tuned: Point = {"encoder.backbone": encoder, "encoder.pooling": pooling}
-    stock: Point = {"encoder.backbone": OFF_THE_SHELF, "encoder.pooling": "mean"}
+    tuned: Point = {"scene_encoder.backbone": encoder, "scene_encoder.pooling": pooling}
+    stock: Point = {"scene_encoder.backbone": OFF_THE_SHELF, "scene_encoder.pooling": "mean"}
     sentences = [f for f in base["larr"]["features"] if f["kind"] == "context"]
     one_text: Point = {"larr.features": sentences, "larr.single_pass": True}
 
@@ -86,7 +86,7 @@ def arms(
     ]
     chosen += [scene(name, options, tuned_as="larr") for name, options in ABLATIONS.items()]
     chosen += [
-        scene(f"larr-{name}", {"encoder.backbone": spec}, tuned_as="larr", named=True)
+        scene(f"larr-{name}", {"scene_encoder.backbone": spec}, tuned_as="larr", named=True)
         for name, spec in variants.items()
     ]
     return chosen

@@ -49,7 +49,7 @@ def options(**over: object) -> LarrConfig:
                  "template": "The user likes {value}."},
                 {"kind": "recent", "name": "recent", "field": "name", "events": 3},
             ],
-            "encoder": {"width": 16, "heads": 2, "head": [16], "dropout": 0.0},
+            "encoder": {"width": 16, "heads": 2, "head": 16, "dropout": 0.0},
             **over,
         }
     )  # fmt: skip

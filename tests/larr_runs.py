@@ -12,7 +12,7 @@ CONFIGS = Path(__file__).parents[1] / "raysys" / "configs" / "ctr"
 TINY = [
     "model.embedding_dim=4", "model.attention_hidden=[8]", "model.hidden=[16]", "batch_size=16",
     "train.epochs=2", "train.early_stopping=null", "larr.encoder.width=8", "larr.encoder.heads=2",
-    "larr.encoder.head=[8]",
+    "larr.encoder.head=8",
 ]  # fmt: skip
 TINY_COFARS = [
     "cofars.lists.events=12", "cofars.encoder.dim=8", "cofars.encoder.hidden=[16]",

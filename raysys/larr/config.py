@@ -87,16 +87,19 @@ SceneFeature = Annotated[ContextSentence | TasteSentence | RecentItems, Field(di
 
 
 class EncoderOptions(_Frozen):
-    """K vectors → m. `aggregate`: the trainable token's output, the mean of the present features'
-    projections, or an MLP on all of them side by side (§5 f). head: hidden widths between z and m.
-    missing: of a feature without a vector; not attended to, or a zero vector that is."""
+    """K vectors → m.
+
+    aggregate: the trainable token's output, the mean of the present features' projections, or an
+    MLP on all of them side by side (§5 f). head: hidden width of the MLP from z to m. missing: of a
+    feature without a vector; not attended to, or a zero vector that is.
+    """
 
     aggregate: Literal["agg", "mean", "concat"] = "agg"
     layers: Count = 1
     width: Count = 64
     heads: Count = 4
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
-    head: tuple[Count, ...] = (64,)
+    head: Count = 64
     missing: Literal["mask", "zero"] = "mask"
 
     @model_validator(mode="after")

@@ -1,6 +1,5 @@
 """From the vectors of K scene features to one scene vector (larr.md §2.3)."""
 
-from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -22,7 +21,7 @@ class SceneEncoder(nn.Module):
         width: D of the frozen vectors.
         out: width of m, that of the ID tower.
         hidden: width of the encoder.
-        head: hidden widths of the MLP.
+        head: hidden width of the MLP.
         aggregate: `agg` as above; `mean` of the present projections as z; `concat`: z is a layer
             on all projections side by side, zeros for missing ones.
         attend_missing: missing features are zero vectors instead of masked.
@@ -38,7 +37,7 @@ class SceneEncoder(nn.Module):
         heads: int = 4,
         layers: int = 1,
         dropout: float = 0.1,
-        head: Sequence[int] = (64,),
+        head: int = 64,
         aggregate: Literal["agg", "mean", "concat"] = "agg",
         attend_missing: bool = False,
     ) -> None:
@@ -60,7 +59,7 @@ class SceneEncoder(nn.Module):
         elif aggregate == "concat":
             self.body = nn.Sequential(nn.Linear(features * hidden, hidden), nn.ReLU())
         self.dropout = nn.Dropout(dropout)
-        self.head = MLP(hidden, head, out=out, dropout=dropout)
+        self.head = MLP(hidden, (head,), out=out, dropout=dropout)
 
     def aggregated(self, vectors: Tensor, present: Tensor) -> Tensor:
         """z [B, hidden] of vectors [B, K, D] and present [B, K] bool (False = missing)."""

@@ -53,13 +53,14 @@ _ALARM_RANK = 2.0
 class LarrRecipe(RankerRecipe):
     """`ctr/larr`.
 
-    encoder: of the scene's texts and, where `features.vectors` names any, of those too.
+    scene_encoder: of the scene's texts; left out, `encoder`, which is that of `features.vectors`.
     align: how the scene encoder is fitted to the finished ID tower (larr.training=staged).
     """
 
     recipe: Literal["ctr/larr"] = "ctr/larr"
     model: DINConfig = DINConfig()
     larr: LarrConfig
+    scene_encoder: EncoderSpec | None = None
     align: TrainConfig = TrainConfig(epochs=3, lr=1e-3)
     train: TrainConfig = Field(default=_TRAIN)
 
@@ -141,7 +142,7 @@ class AlignTask:
 def ready(config: LarrRecipe) -> Prepared:
     """See `raysys.recipes.ranker.ready`; the scene's texts have their vectors afterwards."""
     data = ranker.ready(config)
-    prepare_scene(config, config.larr, data)
+    prepare_scene(config, config.larr, config.scene_encoder, data)
     return data
 
 
@@ -172,26 +173,35 @@ def train(config: LarrRecipe, session: Session) -> dict[str, Any]:
     return ranker.train(config, session, _with_scene)
 
 
-def prepare_scene(config: RankerRecipe, larr: LarrConfig, data: Prepared) -> int:
+def prepare_scene(
+    config: RankerRecipe, larr: LarrConfig, spec: EncoderSpec | None, data: Prepared
+) -> int:
     """Encode what the vector table lacks of the scene; the number of texts encoded.
+
+    spec: the scene's encoder, if it is not that of the recipe.
 
     Raises:
         ConfigError: a feature that the data do not have.
     """
+    spec = spec or config.encoder
     codec = wide_codec(data, fit_contexts(data, config.features.contexts))
-    return encode_scene(data, larr, config.encoder, codec, table_path(config, data.dataset))
+    return encode_scene(data, larr, spec, codec, table_path(config, data.dataset, spec))
 
 
 def fit_scene(
-    config: RankerRecipe, larr: LarrConfig, data: Prepared, trained: ContextCodec
+    config: RankerRecipe,
+    larr: LarrConfig,
+    spec: EncoderSpec | None,
+    data: Prepared,
+    trained: ContextCodec,
 ) -> tuple[LarrFit, SceneTable, ContextCodec]:
     """What a ranker with a scene is stored with, its vectors, and the values they are of.
 
-    trained: the context features of the training split.
+    spec: see `prepare_scene`; trained: the context features of the training split.
     """
+    spec = spec or config.encoder
     codec = wide_codec(data, trained)
-    spec: EncoderSpec = config.encoder
-    table, wordings = read_scene(data, larr, spec, codec, table_path(config, data.dataset))
+    table, wordings = read_scene(data, larr, spec, codec, table_path(config, data.dataset, spec))
     batches = ranker.loader(config, data, Collator(data.histories, data.codec, 1))
     total = config.train.epochs * batches.steps_per_epoch
     total = min(total, config.train.max_steps or total) * config.train.accumulation
@@ -223,7 +233,9 @@ def _with_scene(
 ) -> Built:
     """The ranker with its vectors; in stages, its scene encoder is fitted and frozen already."""
     assert isinstance(config, LarrRecipe)
-    fitted, table, codec = fit_scene(config, config.larr, data, features.contexts)
+    fitted, table, codec = fit_scene(
+        config, config.larr, config.scene_encoder, data, features.contexts
+    )
     wide = features.model_copy(update={"contexts": codec})
     settled = LarrDINConfig(**dict(options), larr=fitted)
     model = LarrDIN.from_config(settled, wide)

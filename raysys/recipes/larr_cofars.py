@@ -12,6 +12,7 @@ from raysys.data.prepared import Prepared
 from raysys.larr.config import LarrConfig
 from raysys.larr.fit import bind_scene
 from raysys.larr.ranker import LarrDIN, LarrDINConfig
+from raysys.llm.encoder import EncoderSpec
 from raysys.recipes import cofars, ranker
 from raysys.recipes.cofars import CofarsRecipe, with_selector
 from raysys.recipes.larr import SceneTask, fit_scene, prepare_scene
@@ -31,10 +32,11 @@ class LarrCofarsDIN(LarrDIN, CofarsDIN):
 
 
 class LarrCofarsRecipe(CofarsRecipe):
-    """`ctr/larr-cofars`."""
+    """`ctr/larr-cofars`; scene_encoder: see `LarrRecipe`."""
 
     recipe: Literal["ctr/larr-cofars"] = "ctr/larr-cofars"  # type: ignore[assignment]
     larr: LarrConfig
+    scene_encoder: EncoderSpec | None = None
 
     @model_validator(mode="after")
     def _joint(self) -> Self:
@@ -46,7 +48,7 @@ class LarrCofarsRecipe(CofarsRecipe):
 def ready(config: LarrCofarsRecipe) -> Prepared:
     """See `raysys.recipes.cofars.ready` and `raysys.recipes.larr.ready`."""
     data = cofars.ready(config)
-    prepare_scene(config, config.larr, data)
+    prepare_scene(config, config.larr, config.scene_encoder, data)
     return data
 
 
@@ -86,7 +88,9 @@ def _built(
     session: Session,
 ) -> Built:
     assert isinstance(config, LarrCofarsRecipe)
-    fitted, table, codec = fit_scene(config, config.larr, data, features.contexts)
+    fitted, table, codec = fit_scene(
+        config, config.larr, config.scene_encoder, data, features.contexts
+    )
     built = with_selector(
         config,
         options,

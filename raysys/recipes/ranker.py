@@ -313,15 +313,14 @@ def loader(config: RankerRecipe, data: Prepared, collator: Collator) -> Impressi
     )
 
 
-def table_path(config: RankerRecipe, dataset: Dataset) -> Path:
-    """Where the frozen vectors of the recipe are."""
+def table_path(config: RankerRecipe, dataset: Dataset, spec: EncoderSpec | None = None) -> Path:
+    """Where the frozen vectors of an encoder are, by default of the recipe's."""
     if config.vector_table is not None:
         return Path(config.vector_table)
     # A field of a table holds vectors of one encoder, so that every encoder has a table.
-    name = f"{dataset.manifest.hash}-v{FORMAT}"
-    if config.encoder != EncoderSpec():
-        told = config.encoder.model_dump_json()
-        name += f"-{hashlib.sha256(told.encode()).hexdigest()[:8]}"
+    name, spec = f"{dataset.manifest.hash}-v{FORMAT}", spec or config.encoder
+    if spec != EncoderSpec():
+        name += f"-{hashlib.sha256(spec.model_dump_json().encode()).hexdigest()[:8]}"
     return cache_root() / "vectors" / name
 
 

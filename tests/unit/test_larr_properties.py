@@ -105,7 +105,7 @@ def filled(
 def scene_encoder(**over) -> SceneEncoder:
     torch.manual_seed(0)
     return SceneEncoder(
-        5, 8, 6, **{"hidden": 16, "heads": 2, "layers": 2, "head": (8,), **over}
+        5, 8, 6, **{"hidden": 16, "heads": 2, "layers": 2, "head": 8, **over}
     ).eval()
 
 

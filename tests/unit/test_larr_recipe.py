@@ -133,8 +133,8 @@ def test_nothing_is_encoded_twice_and_versions_are_told_apart(city: Path, tmp_pa
     config = tiny("ctr/larr", city, f"vector_table={tmp_path / 'table'}")
     assert isinstance(config, LarrRecipe)
     data = prepare(Dataset(city))
-    assert prepare_scene(config, config.larr, data) > 100
-    assert prepare_scene(config, config.larr, data) == 0
+    assert prepare_scene(config, config.larr, None, data) > 100
+    assert prepare_scene(config, config.larr, None, data) == 0
     # A new wording is a new version: the old vectors are not taken for it.
     first = config.larr.features[0].model_copy(update={"version": 2})
     newer = config.larr.model_copy(update={"features": (first, *config.larr.features[1:])})
@@ -145,14 +145,14 @@ def test_nothing_is_encoded_twice_and_versions_are_told_apart(city: Path, tmp_pa
         read_scene(data, newer, config.encoder, codec, table)
     with pytest.raises(ConfigError, match="no vector for the scene text"):
         read_scene(data, config.larr, EncoderSpec(max_tokens=64), codec, table)
-    assert prepare_scene(config, newer, data) == 5
+    assert prepare_scene(config, newer, None, data) == 5
 
 
 @pytest.mark.slow
 def test_placebos_keep_what_they_keep_and_break_the_rest(city: Path) -> None:
     config = tiny("ctr/larr", city)
     data = prepare(Dataset(city))
-    prepare_scene(config, config.larr, data)
+    prepare_scene(config, config.larr, None, data)
     codec = wide_codec(data, fit_contexts(data, "auto"))
     table = table_path(config, data.dataset)
 
@@ -326,7 +326,7 @@ def test_faults_are_named(city: Path) -> None:
         " template: '{holiday}'}]",
     )  # fmt: skip
     with pytest.raises(ConfigError, match="the model has no context feature holiday"):
-        prepare_scene(config, config.larr, prepare(Dataset(city)))
+        prepare_scene(config, config.larr, None, prepare(Dataset(city)))
     for over, words in (
         ("template: 'It is {meal}.'", "the template must name mealtime in braces"),
         ("template: 'It is {mealtime}.', version: 0", "version"),

@@ -41,7 +41,7 @@ def test_every_arm_is_a_valid_recipe_and_differs_in_what_it_is_named_for() -> No
         for point in arm.tries or ({},):
             configs[arm.name] = arm.config(BASE, point, 0, {"data": "D"})
     larr = {name: c for name, c in configs.items() if isinstance(c, LarrRecipe)}
-    backbones = {name: config.encoder.backbone for name, config in larr.items()}
+    backbones = {name: config.scene_encoder.backbone for name, config in larr.items()}
     assert backbones.pop("larr-no-cpt") == "dir:A" and backbones.pop("larr-no-cl") == "dir:B"
     assert backbones.pop("off-the-shelf") == backbones.pop("single-pass") == "wheel:minilm"
     assert set(backbones.values()) == {"dir:E"}
