@@ -7,7 +7,7 @@ from typing import Any, Literal, Self
 
 import torch
 from pydantic import BaseModel, ConfigDict
-from torch import Tensor, nn
+from torch import Tensor
 
 from raysys.ctr.din import DIN, DINConfig, Inputs
 from raysys.data.batch import Batch
@@ -19,10 +19,11 @@ from raysys.larr.config import LarrConfig
 from raysys.larr.encoder import SceneEncoder
 from raysys.larr.scene import SceneLookup
 from raysys.larr.table import SceneTable
+from raysys.larr.values import TrainedValues
 from raysys.larr.verbalise import Verbaliser, Wordings
-from raysys.layers.embedding import FieldEmbedding
 from raysys.llm.encoder import EncoderSpec
 from raysys.llm.keys import VectorIdentity
+from raysys.training import World
 
 Target = Literal["clicked", "user", "scene_mean"]
 
@@ -51,39 +52,6 @@ class LarrDINConfig(DINConfig):
     """Options of `LarrDIN`; `larr` is fitted, not chosen."""
 
     larr: LarrFit
-
-
-class TrainedValues(nn.Module):
-    """Field embeddings of the values met in training, for codes of a longer vocabulary."""
-
-    def __init__(self, inner: FieldEmbedding, trained: ContextCodec) -> None:
-        super().__init__()
-        self.inner = inner
-        self.trained = trained
-        self.width = inner.width
-        self._sizes: list[int] = []
-        self.codes: Tensor
-        self.register_buffer("codes", torch.zeros(0).long(), persistent=False)
-
-    def adopt(self, codec: ContextCodec) -> None:
-        """Codes are those of `codec` from now on."""
-        tables = []
-        self._sizes = []
-        for entry in self.trained.translator(codec).tables:
-            column, table = entry if entry is not None else (0, [0])
-            tables.append(torch.as_tensor(table).long())
-            self._sizes.append(int(column))
-        longest = max((len(table) for table in tables), default=1)
-        padded = [nn.functional.pad(table, (0, longest - len(table))) for table in tables]
-        device = self.codes.device
-        self.codes = (torch.stack(padded) if padded else torch.zeros(0, 1).long()).to(device)
-
-    def forward(self, codes: Tensor) -> Tensor:
-        """Codes [..., F'] of the adopted codec → [..., F·dim]."""
-        own = [self.codes[f][codes[..., column]] for f, column in enumerate(self._sizes)]
-        known = torch.stack(own, -1) if own else codes[..., :0]
-        vectors: Tensor = self.inner(known)
-        return vectors
 
 
 class LarrDIN(DIN):
@@ -260,9 +228,11 @@ class LarrDIN(DIN):
             self.steps += 1
         if not open_:
             targets = targets.detach()
-        found = aligned(m[request], targets, identity, request, self.temperature)
+        world = World.current("cpu")
+        found = aligned(world, m[request], targets, identity, request, self.temperature)
         # The loop divides by the rows of all workers; L_ali is a mean over the pairs of all.
-        return found.total * _over_workers(weight) / max(1, found.pairs)
+        rows = float(world.gather_rows(weight.detach().reshape(1).cpu()).sum())
+        return found.total * rows / max(1, found.pairs)
 
     def _targets(self, batch: Batch, request: Tensor, clicked: Tensor) -> tuple[Tensor, Tensor]:
         """c [n, Di] in the ID tower of pairs with request [n], and what each of them is [n]."""
@@ -297,10 +267,3 @@ def _firsts(request: Tensor) -> tuple[Tensor, Tensor]:
     """Distinct values of ascending request [n], and where each comes first."""
     distinct, counts = torch.unique_consecutive(request, return_counts=True)
     return distinct, counts.cumsum(0) - counts
-
-
-def _over_workers(weight: Tensor) -> Tensor:
-    total = weight.detach().clone()
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        torch.distributed.all_reduce(total)
-    return total

@@ -1,7 +1,7 @@
 """The group of workers that train one model: who we are, and the few collectives we need."""
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -75,6 +75,16 @@ class World:
         dist.all_gather(out, row)
         return torch.stack(out)
 
+    def gather_with_gradient(self, rows: Tensor, counts: Sequence[int]) -> Tensor:
+        """Rows [n_rank, D] of all workers as [sum of counts, D], in rank order.
+
+        counts: rows of each worker, the same list on every one. Gradients flow back to whoever
+        gave a row, summed over the workers.
+        """
+        if self.size == 1:
+            return rows
+        return _Gather.apply(rows, tuple(counts), self.rank)
+
     def gather_ragged(self, tensor: Tensor) -> list[Tensor]:
         """Tensors [n_rank, ...] of all workers, in rank order; lengths may differ."""
         counts = self.gather_rows(torch.tensor([len(tensor)])).flatten().tolist()
@@ -83,3 +93,22 @@ class World:
         parts = [torch.empty_like(padded) for _ in counts]
         dist.all_gather(parts, padded)
         return [part[:count] for part, count in zip(parts, counts, strict=True)]
+
+
+class _Gather(torch.autograd.Function):
+    """All-gather forwards; backwards the sum of what every worker wants of our rows."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, counts: tuple[int, ...], rank: int) -> Tensor:
+        ctx.begin, ctx.count = sum(counts[:rank]), counts[rank]
+        padded = rows.new_zeros((max(counts), *rows.shape[1:]))
+        padded[: len(rows)] = rows
+        parts = [torch.empty_like(padded) for _ in counts]
+        dist.all_gather(parts, padded)
+        return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        total = grads[0].contiguous().clone()
+        dist.all_reduce(total)
+        return total[ctx.begin : ctx.begin + ctx.count], None, None

@@ -93,9 +93,7 @@ def test_05_the_step_count_is_part_of_the_weights() -> None:
     assert alignment_gradient(resumed.train(), some_batch())[0] > 0
 
 
-def filled(
-    encoder: SceneEncoder, requests: int, features: int
-) -> tuple[torch.Tensor, torch.Tensor]:
+def filled(requests: int, features: int) -> tuple[torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(3)
     vectors = torch.randn(requests, features, 8, generator=generator)
     present = torch.rand(requests, features, generator=generator) < 0.7
