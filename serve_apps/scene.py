@@ -22,7 +22,8 @@ from raysys.larr.online import Sentence, learn_values, scene_fit, told
 from raysys.larr.ranker import LarrDIN
 from raysys.llm.encoder import TextEncoder
 from raysys.llm.keys import Keys
-from raysys.llm.vectors import HEADER, TableHeader, VectorTable
+from raysys.llm.parts import HEADER, TableHeader
+from raysys.llm.vectors import VectorTable
 from raysys.llm.writer import TableWriter
 from serve_apps.config import Scene
 from serve_apps.schemas import SceneCounts

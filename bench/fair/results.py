@@ -15,11 +15,9 @@ from raysys.metrics.baselines import GBDT, baseline_metrics, compute_baselines, 
 from raysys.metrics.blocks import Floats
 from raysys.metrics.compare import System
 from raysys.metrics.seeds import EFFECT
+from raysys.recipes.evaluate import group_key
 from raysys.recipes.split_scorer import chosen_impressions
 
-SHOWN = ("auc", "gauc_mean@user", "gauc_weighted@user", "logloss", "auc_ctcvr")
-METRICS = ("auc", "gauc_mean@user")  # those that claims are about
-HEADLINE = "gauc_mean@user"
 Scores = dict[str, Floats]
 
 
@@ -32,33 +30,41 @@ class Subject:
     placebos: tuple[str, ...]
 
 
+def metrics_of(data: Prepared) -> tuple[str, str]:
+    """What claims are about: pooled AUC, and the mean AUC over the groups of the data card."""
+    return "auc", f"gauc_mean@{group_key(data)}"
+
+
 def results(
     study: Study,
     data: Prepared,
     subject: Subject,
     claims: Sequence[Claim],
     parts: Mapping[str, Mask],
-    users: int,
+    scores: Scores,
     replicates: int,
 ) -> tuple[dict[str, Any], list[Judged]]:
     """Figures of a finished study, and its claims judged.
 
-    parts: rows [N] of the test by slice; claims about a slice that is not there are left out.
-    users: how many the test is of.
+    parts: rows [N] of the test by slice. scores: see `cheap`.
     """
     name = subject.name
-    first = study.systems[name].rows[0][""]
-    orders = 0 < int(first.order.sum()) < len(first)
-    shown = [metric for metric in SHOWN if orders or metric != "auc_ctcvr"]
-    asked = [claim for claim in claims if not claim.slice or claim.slice in parts]
-    judged = judge(asked, study.systems, parts, effect=EFFECT, replicates=replicates)
+    metrics = metrics_of(data)
+    headline = metrics[1]
+    own = study.systems[name]
+    first = own.rows[0][""]
+    shown = [*metrics, headline.replace("mean", "weighted"), "logloss"]
+    if 0 < int(first.order.sum()) < len(first):
+        shown.append("auc_ctcvr")
+    judged = judge(claims, study.systems, parts, effect=EFFECT, replicates=replicates)
     others = {other: s for other, s in study.systems.items() if other != name}
-    minus = differences(study.systems[name], others, shown, replicates=replicates)
-    scores = _cheap(data, users)
-    cheap = baseline_metrics(first, scores, METRICS)
+    others |= {rule: constant(rule, values, own) for rule, values in scores.items()}
+    minus = differences(own, others, shown[:3], replicates=replicates)
+    rules = baseline_metrics(first, scores, metrics)
     found = {
-        "data": str(data.dataset.path),
         "data_card_id": data.dataset.manifest.data_card_id,
+        "headline": headline,
+        "planted": "oracle" in scores,
         "trained_on_rows": study.rows,
         "test": {"rows": len(first), "users": len(first.user.values)},
         "core_hours": round(sum(study.seconds.values()) / 3600, 2),
@@ -82,12 +88,19 @@ def results(
             for arm, rows in minus.items()
         },
         "claims": [told(row) for row in judged],
-        "placebo_gains": gains(study.systems, subject),
-        "slices": sliced(study.systems, parts),
-        "baselines": {arm: {m: v.value for m, v in row.items()} for arm, row in cheap.items()},
-        **_gap_closed(study, scores, replicates),
+        "placebo_gains": gains(study.systems, subject, metrics),
+        "slices": sliced(study.systems, parts, headline),
+        "baselines": {rule: {m: v.value for m, v in row.items()} for rule, row in rules.items()},
+        **_gap_closed(study, scores, headline, replicates),
     }
     return found, judged
+
+
+def constant(name: str, scores: Floats, like: System) -> System:
+    """A baseline as an arm that is the same with every seed of `like`."""
+    return System(
+        name, {seed: {"": rows[""].with_scores(scores)} for seed, rows in like.rows.items()}
+    )
 
 
 def told(row: Judged) -> dict[str, Any]:
@@ -101,32 +114,35 @@ def told(row: Judged) -> dict[str, Any]:
         "delta": row.delta,
         "n_seeds": row.n_seeds,
         "seeds": None if row.seeds is None else [row.seeds.low, row.seeds.high],
-        "users": [row.users.low, row.users.high],
+        "users": None if row.users is None else [row.users.low, row.users.high],
         "p_holm": row.p_holm,
         "verdict": row.verdict,
+        "reason": row.reason,
     }
 
 
-def gains(systems: dict[str, System], subject: Subject) -> dict[str, dict[str, Any]]:
+def gains(
+    systems: dict[str, System], subject: Subject, metrics: Sequence[str]
+) -> dict[str, dict[str, Any]]:
     """Gains of each placebo beside the subject's; whether they are under half of it, in all
     metrics."""
     wanted = (subject.name, subject.over, *subject.placebos)
-    means = {arm: {m: v.mean for m, v in values(systems[arm], METRICS).items()} for arm in wanted}
-    gain = {arm: {m: means[arm][m] - means[subject.over][m] for m in METRICS} for arm in wanted}
+    means = {arm: {m: v.mean for m, v in values(systems[arm], metrics).items()} for arm in wanted}
+    gain = {arm: {m: means[arm][m] - means[subject.over][m] for m in metrics} for arm in wanted}
     own = gain[subject.name]
     return {
         arm: {
             "over": subject.over,
             "gain": gain[arm],
             "of": own,
-            "below_half": all(gain[arm][m] < own[m] / 2 for m in METRICS),
+            "below_half": all(gain[arm][m] < own[m] / 2 for m in metrics),
         }
         for arm in subject.placebos
     }
 
 
-def sliced(systems: dict[str, System], parts: Mapping[str, Mask]) -> dict[str, Any]:
-    """The headline of every arm on every slice that holds clicks and other rows."""
+def sliced(systems: dict[str, System], parts: Mapping[str, Mask], metric: str) -> dict[str, Any]:
+    """The metric of every arm on every slice that holds clicks and other rows."""
     out: dict[str, Any] = {}
     for name, mask in parts.items():
         cut = {arm: part(system, mask) for arm, system in systems.items()}
@@ -135,9 +151,7 @@ def sliced(systems: dict[str, System], parts: Mapping[str, Mask]) -> dict[str, A
             continue
         out[name] = {
             "rows": int(mask.sum()),
-            HEADLINE: {
-                arm: values(system, [HEADLINE])[HEADLINE].mean for arm, system in cut.items()
-            },
+            metric: {arm: values(system, [metric])[metric].mean for arm, system in cut.items()},
         }
     return out
 
@@ -153,7 +167,7 @@ def failed_leak(found: Mapping[str, Any]) -> str | None:
     return next((name for name, finding in tests if finding["passed"] is False), None)
 
 
-def _cheap(data: Prepared, users: int) -> Scores:
+def cheap(data: Prepared, users: int) -> Scores:
     """Scores [N] of the cheap baselines and, on planted worlds, of the oracle, on the test rows."""
     log = data.impressions
     every = log.of("test")
@@ -166,7 +180,7 @@ def _cheap(data: Prepared, users: int) -> Scores:
     return {name: values[rows] for name, values in scores.items()}
 
 
-def _gap_closed(study: Study, scores: Scores, replicates: int) -> dict[str, Any]:
+def _gap_closed(study: Study, scores: Scores, metric: str, replicates: int) -> dict[str, Any]:
     """Share of the gap to the oracle that each arm closes, on planted worlds."""
     if "oracle" not in scores:
         return {}
@@ -175,7 +189,7 @@ def _gap_closed(study: Study, scores: Scores, replicates: int) -> dict[str, Any]
             {seed: folds[""] for seed, folds in system.rows.items()},
             scores[GBDT[0]],
             scores["oracle"],
-            HEADLINE,
+            metric,
             replicates=replicates,
         )
         for name, system in study.systems.items()

@@ -21,7 +21,8 @@ from raysys.larr.verbalise import Verbaliser, Wordings, declared_wordings, joint
 from raysys.llm.embed import embed_items, encoder_card, fill, item_texts, keys_of_texts
 from raysys.llm.encoder import EncoderSpec, TextEncoder
 from raysys.llm.keys import Keys, VectorIdentity
-from raysys.llm.vectors import HEADER, TableHeader, VectorTable
+from raysys.llm.parts import HEADER, TableHeader
+from raysys.llm.vectors import VectorTable
 from raysys.llm.writer import TableWriter
 
 _DRAWN = 4096  # requests whose scenes the placebo deals out
@@ -111,7 +112,9 @@ def encode_scene(
         for name in dict.fromkeys(names):
             mine = np.flatnonzero([n == name for n in names])
             present = np.ones(len(mine), bool)
-            writer.bind("context", name, owners.take(pa.array(mine)), keys[mine], present, card)
+            of = identity.model_copy(update={"template": templates[mine[0]]})
+            bound = owners.take(pa.array(mine))
+            writer.bind("context", name, bound, keys[mine], present, card, of)
     return encoded
 
 

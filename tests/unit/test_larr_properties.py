@@ -21,7 +21,8 @@ from raysys.larr.fit import scene_keys
 from raysys.larr.online import Sentence
 from raysys.llm.encoder import EncoderSpec, TextEncoder
 from raysys.llm.keys import VectorIdentity
-from raysys.llm.vectors import TableHeader, VectorTable
+from raysys.llm.parts import TableHeader
+from raysys.llm.vectors import VectorTable
 from raysys.llm.writer import TableWriter
 from raysys.recipes.registry import run
 from serve_apps.config import Model
