@@ -90,7 +90,7 @@ class Arm:
     @torch.inference_mode()
     def pairs(self, pointers: Pointers) -> Pairs:
         """Vectors of candidates and gathered events."""
-        return self.model._pairs(self.collator(pointers))
+        return self.model.inputs(self.collator(pointers)).pairs
 
     @torch.inference_mode()
     def search(self, pairs: Pairs) -> object:

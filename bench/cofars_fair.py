@@ -16,26 +16,21 @@ import numpy.typing as npt
 from bench.cofars_arms import CANDIDATE_AWARE, PLACEBOS, arms, claims
 from bench.cofars_recovery import recovery
 from bench.fair.arms import Arm
-from bench.fair.judge import Claim, Judged, differences, judge, part, values
 from bench.fair.leaks import leak_tests
 from bench.fair.report import tables, write_page
-from bench.fair.slices import Mask, slices
+from bench.fair.results import Scores, Subject, cheap, metrics_of, results
+from bench.fair.slices import slices
 from bench.fair.study import Sizes, Study, run_study
 from raysys.data.dataset import Dataset
 from raysys.data.prepared import Prepared, prepare
 from raysys.errors import ConfigError
-from raysys.metrics import gap_share
-from raysys.metrics.baselines import GBDT, baseline_metrics, compute_baselines, oracle_scores
-from raysys.metrics.blocks import Floats
+from raysys.metrics.baselines import GBDT
 from raysys.metrics.bootstrap import REPLICATES
-from raysys.metrics.compare import System
-from raysys.metrics.seeds import EFFECT
 from raysys.options import load_yaml
-from raysys.recipes.evaluate import group_key
 from raysys.recipes.split_scorer import chosen_impressions
 
 _LONGEST = 10_000  # events that a searching arm may see
-Scores = dict[str, Floats]
+SUBJECT = Subject(name="cofars", over="recent", placebos=PLACEBOS)
 Figures = dict[str, Any]
 
 
@@ -90,7 +85,7 @@ def run(
             # No claim asks for the others where the law is off.
             studied = [arm for arm in studied if arm.named]
         study = run_study(studied, base, folder, Path(out) / name, sizes)
-        scores = _cheap(prepared, users)
+        scores = cheap(prepared, users)
         where = Path(out) / name / "runs"
         found = _reported(study, base, prepared, where, scores, replicates)
         found |= {"data": folder, "window": seen}
@@ -129,72 +124,22 @@ def _reported(
     scores: Scores,
     replicates: int,
 ) -> Figures:
-    key = group_key(data)
-    headline = f"gauc_mean@{key}"
-    metrics = ("auc", headline)
-    first = study.systems["cofars"].rows[0][""]
-    shown = ["auc", headline, f"gauc_weighted@{key}", "logloss"]
-    if 0 < int(first.order.sum()) < len(first):
-        shown.append("auc_ctcvr")
     contexts = base["cofars"]["contexts"]["features"]
     support = base["cofars"]["preferences"].get("support", 30)
-    parts = slices(data, first, contexts, support)
+    parts = slices(data, study.systems["cofars"].rows[0][""], contexts, support)
     rival = max(
         CANDIDATE_AWARE, key=lambda name: float(np.mean(list(study.validation[name].values())))
     )
-    asked = claims(rival, metrics)
-    judged = judge(asked, study.systems, parts, effect=EFFECT, replicates=replicates)
-    cofars = study.systems["cofars"]
-    others = {name: s for name, s in study.systems.items() if name != "cofars"}
-    others |= {name: _constant(name, values, cofars) for name, values in scores.items()}
-    minus = differences(cofars, others, shown[:3], replicates=replicates)
-    cheap = baseline_metrics(first, scores, metrics)
-    gains = _placebo_gains(study.systems, metrics)
+    asked = claims(rival, metrics_of(data))
+    found, judged = results(study, data, SUBJECT, asked, parts, scores, replicates)
     return {
-        "data_card_id": data.dataset.manifest.data_card_id,
-        "headline": headline,
-        "planted": "oracle" in scores,
-        "trained_on_rows": study.rows,
-        "test": {"rows": len(first), "users": len(first.user.values)},
-        "core_hours": round(sum(study.seconds.values()) / 3600, 2),
-        "arms": {
-            name: {
-                **{m: v.model_dump() for m, v in values(system, shown).items()},
-                "tuned_to": study.chosen[name],
-                "core_minutes": round(study.seconds[name] / 60, 1),
-            }
-            for name, system in study.systems.items()
-        },
-        "cofars_minus": {
-            name: {
-                m: {
-                    "delta": row.delta,
-                    "seeds": None if row.seeds is None else [row.seeds.low, row.seeds.high],
-                    "users": [row.users.low, row.users.high],
-                }
-                for m, row in found.items()
-            }
-            for name, found in minus.items()
-        },
+        **found,
         "best_candidate_aware": rival,
-        "claims": [_told(row) for row in judged],
-        "placebo_gains": gains,
-        "slices": _sliced(study.systems, parts, headline),
-        "baselines": {
-            name: {m: v.value for m, v in found.items()} for name, found in cheap.items()
-        },
-        **_planted(study, data, runs, scores, headline, replicates),
+        **({"recovery": _recovery(study, data, runs)} if found["planted"] else {}),
         "supported_but_cost": all(row.holds for row in judged)
-        and all(gain["below_half"] for gain in gains.values()),
+        and all(gain["below_half"] for gain in found["placebo_gains"].values()),
         "not_worse_than_best": all(row.holds for row in judged if row.claim.b == rival),
     }
-
-
-def _constant(name: str, scores: Floats, like: System) -> System:
-    """A baseline as an arm that is the same with every seed of `like`."""
-    return System(
-        name, {seed: {"": rows[""].with_scores(scores)} for seed, rows in like.rows.items()}
-    )
 
 
 def _leaks(
@@ -213,100 +158,12 @@ def _leaks(
     return {finding.test: finding.model_dump(exclude={"test"}) for finding in found}
 
 
-def _told(row: Judged) -> dict[str, Any]:
-    claim: Claim = row.claim
-    where = f" on {claim.slice}" if claim.slice else ""
+def _recovery(study: Study, data: Prepared, runs: Path) -> Figures:
+    """What of the hidden map each arm's prototypes recover."""
     return {
-        "claim": f"{claim.a} {claim.kind} than {claim.b} in {claim.metric}{where}",
-        "a": row.a,
-        "b": row.b,
-        "delta": row.delta,
-        "n_seeds": row.n_seeds,
-        "seeds": None if row.seeds is None else [row.seeds.low, row.seeds.high],
-        "users": None if row.users is None else [row.users.low, row.users.high],
-        "p_holm": row.p_holm,
-        "verdict": row.verdict,
-        "reason": row.reason,
-    }
-
-
-def _placebo_gains(systems: dict[str, System], metrics: Sequence[str]) -> dict[str, Figures]:
-    """Gains over recent-K; of a placebo under half of CoFARS's, in all metrics (§5 d)."""
-    means = {
-        name: {m: v.mean for m, v in values(systems[name], metrics).items()}
-        for name in ("cofars", "recent", *PLACEBOS)
-    }
-    gains = {
-        name: {m: means[name][m] - means["recent"][m] for m in metrics}
-        for name in ("cofars", *PLACEBOS)
-    }
-    return {
-        name: {
-            "gain": gains[name],
-            "cofars_gain": gains["cofars"],
-            "below_half": all(gains[name][m] < gains["cofars"][m] / 2 for m in metrics),
-        }
-        for name in PLACEBOS
-    }
-
-
-def _sliced(systems: dict[str, System], parts: dict[str, Mask], metric: str) -> Figures:
-    out: Figures = {}
-    for name, mask in parts.items():
-        cut = {arm: part(system, mask) for arm, system in systems.items()}
-        first = next(iter(cut.values())).rows[0][""]
-        if not 0 < int(first.click.sum()) < len(first):
-            continue
-        out[name] = {
-            "rows": int(mask.sum()),
-            metric: {arm: values(system, [metric])[metric].mean for arm, system in cut.items()},
-        }
-    return out
-
-
-def _cheap(data: Prepared, users: int) -> Scores:
-    """Scores [N] of the cheap baselines and, on planted worlds, of the oracle, on the test rows."""
-    log = data.impressions
-    every = log.of("test")
-    chosen = chosen_impressions(data, "test", users)
-    rows = np.isin(np.repeat(every, np.diff(log.offsets)[every]), chosen)
-    scores = dict(compute_baselines(data, "test", seed=0))
-    oracle = oracle_scores(data, "test")
-    if oracle is not None:
-        scores["oracle"] = oracle
-    return {name: values[rows] for name, values in scores.items()}
-
-
-def _planted(
-    study: Study, data: Prepared, runs: Path, scores: Scores, metric: str, replicates: int
-) -> Figures:
-    """Share of the gap that each arm closes, and what of the hidden map is recovered."""
-    if "oracle" not in scores:
-        return {}
-    shares = {
-        name: gap_share(
-            {seed: folds[""] for seed, folds in system.rows.items()},
-            scores[GBDT[0]],
-            scores["oracle"],
-            metric,
-            replicates=replicates,
-        )
-        for name, system in study.systems.items()
-    }
-    return {
-        f"gap_closed_from_{GBDT[0]}": {
-            name: {
-                "share": share.share,
-                "seeds": None if share.seeds is None else [share.seeds.low, share.seeds.high],
-                "users": [share.users.low, share.users.high],
-            }
-            for name, share in shares.items()
-        },
-        "recovery": {
-            name: recovery(data, [runs / name / f"seed-{n}" for n in study.systems[name].rows])
-            for name in study.systems
-            if name.startswith("cofars")
-        },
+        name: recovery(data, [runs / name / f"seed-{n}" for n in study.systems[name].rows])
+        for name in study.systems
+        if name.startswith("cofars")
     }
 
 

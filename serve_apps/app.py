@@ -9,40 +9,56 @@ import yaml
 from ray import serve
 from ray.serve.schema import ServeDeploySchema
 
-from serve_apps.config import APP, ServeConfig
+from serve_apps.config import APP, ServeConfig, most_values
 from serve_apps.ctr import ctr
 from serve_apps.edge import CONTROLLER
 from serve_apps.gateway import gateway
 from serve_apps.news import news
+from serve_apps.scene import scene
 
 # Beyond the gateway's own deadline; only a gateway that hangs meets it.
 PROXY_GRACE_S = 2.0
 
 
 def build(args: ServeConfig) -> serve.Application:
-    """Bind gateway and rankers as configured."""
-    rankers = {}
+    """Bind gateway, rankers and encoder as configured."""
+    encoder = _encoder(args)
+    rankers: dict[str, Any] = {}
+    if args.fused and encoder is not None:
+        rankers["scene"] = encoder
     if not args.fused:
         for family, model in args.models.served():
-            deployment = {"ctr": ctr, "news": news}[family]
-            rankers[family] = deployment.options(
+            deployment = {"ctr": ctr, "news": news}[family].options(
                 num_replicas=model.replicas,
                 ray_actor_options=dict(num_cpus=model.num_cpus),
                 max_ongoing_requests=model.max_ongoing,
                 **_HEALTH,
-            ).bind(model)
+            )
+            if family == "ctr":
+                rankers[family] = deployment.bind(model, encoder, most_values(args))
+            else:
+                rankers[family] = deployment.bind(model)
     in_flight = args.limits.in_flight
     return gateway.options(
         num_replicas=args.gateway.replicas,
-        ray_actor_options=dict(num_cpus=args.cpus / args.gateway.replicas)
-        if args.fused
-        else dict(num_cpus=args.gateway.num_cpus),
+        ray_actor_options=dict(num_cpus=args.gateway_cpus),
         # Twice what it admits, so that a refusal comes from the gateway, at once and in JSON.
         max_ongoing_requests=2 * in_flight,
         max_queued_requests=in_flight,
         backpressure_config=dict(status_code=503, retry_after_s=1),
         **_HEALTH,
     ).bind(args, **rankers)
+
+
+def _encoder(args: ServeConfig) -> serve.Application | None:
+    chosen, model = args.models.scene, args.models.ctr
+    if chosen is None or model is None:
+        return None
+    return scene.options(
+        num_replicas=chosen.replicas,
+        ray_actor_options=dict(num_cpus=chosen.num_cpus),
+        **_HEALTH,
+    ).bind(chosen, model.run)
 
 
 _HEALTH: dict[str, Any] = dict(health_check_period_s=5, graceful_shutdown_timeout_s=20)

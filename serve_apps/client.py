@@ -10,7 +10,7 @@ import requests
 from raysys.data.requests import Request
 from raysys.errors import RaysysError
 from serve_apps.config import Family
-from serve_apps.schemas import ErrorBody, ModelCard, RankAnswer, RankRequest
+from serve_apps.schemas import ErrorBody, ModelCard, RankAnswer, RankRequest, Stats
 
 
 class ServerError(RaysysError):
@@ -80,6 +80,15 @@ class Client:
         """
         cards: Mapping[Family, Any] = self._send("GET", "/v1/models").json()["models"]
         return {family: ModelCard.model_validate(card) for family, card in cards.items()}
+
+    def stats(self) -> dict[Family, Stats]:
+        """What one replica of each ranker has done since it started.
+
+        Raises:
+            ServerError: the server or a ranker does not answer.
+        """
+        found: Mapping[Family, Any] = self._send("GET", "/v1/stats").json()["stats"]
+        return {family: Stats.model_validate(stats) for family, stats in found.items()}
 
     def _send(self, method: str, path: str, body: bytes | None = None) -> requests.Response:
         end = time.monotonic() + self.timeout_s

@@ -71,11 +71,27 @@ class Model(_Strict):
         return self
 
 
+class Scene(_Strict):
+    """The text encoder that fills scene values which the ctr model has no vector of.
+
+    It is asked off the hot path; which encoder it is, the run says. `table` keeps what it has
+    encoded, so that a restarted server need not encode it again; `max_values` bounds what one
+    ranker replica takes in, because clients name the values.
+    """
+
+    replicas: Count = 1
+    num_cpus: Annotated[float, Field(ge=0)] = 1.0
+    threads: Annotated[int, Field(ge=1, description="torch threads per replica")] = 1
+    table: Path | None = None
+    max_values: Count = 10_000
+
+
 class Models(_Strict):
-    """The rankers; either may be absent."""
+    """The rankers, either of which may be absent, and what helps them."""
 
     ctr: Model | None = None
     news: Model | None = None
+    scene: Scene | None = None
 
     def served(self) -> Iterator[tuple[Family, Model]]:
         """Those that are present."""
@@ -103,19 +119,31 @@ class ServeConfig(_Strict):
     def _serves_something(self) -> "ServeConfig":
         if not list(self.models.served()):
             raise ValueError("models: name a run folder for ctr, news or both")
+        if self.models.scene is not None and self.models.ctr is None:
+            raise ValueError("models.scene: only a ctr model has scenes; name its run folder")
         return self
 
     @property
     def cpus(self) -> float:
         """CPUs that all replicas ask Ray for."""
         models = [(model.replicas, model.num_cpus) for _, model in self.models.served()]
+        scene = self.models.scene
+        beside = 0.0 if scene is None else scene.replicas * scene.num_cpus
         if self.fused:
-            return self.gateway.replicas * (self.gateway.num_cpus + sum(c for _, c in models))
-        return self.gateway.replicas * self.gateway.num_cpus + sum(n * c for n, c in models)
+            return beside + self.gateway_cpus * self.gateway.replicas
+        return (
+            beside + self.gateway.replicas * self.gateway.num_cpus + sum(n * c for n, c in models)
+        )
+
+    @property
+    def gateway_cpus(self) -> float:
+        """CPUs of one gateway replica, with the rankers in it where they are fused."""
+        fused = (model.num_cpus for _, model in self.models.served()) if self.fused else ()
+        return self.gateway.num_cpus + sum(fused)
 
 
 def load_config(path: Path, overrides: Sequence[str] = ()) -> ServeConfig:
-    """Read a YAML file; relative run folders are made absolute against the working directory.
+    """Read a YAML file; relative folders are made absolute against the working directory.
 
     Args:
         path: of the file.
@@ -125,11 +153,20 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> ServeConfig:
         ConfigError: unreadable, an unknown key (with the nearest valid one) or a bad value.
     """
     config = resolve(ServeConfig, path, overrides)
-    models = {
+    models: dict[str, BaseModel] = {
         name: model.model_copy(update={"run": model.run.expanduser().absolute()})
         for name, model in config.models.served()
     }
-    return config.model_copy(update={"models": Models(**models)})
+    scene = config.models.scene
+    if scene is not None:
+        table = None if scene.table is None else scene.table.expanduser().absolute()
+        models["scene"] = scene.model_copy(update={"table": table})
+    return config.model_copy(update={"models": config.models.model_copy(update=models)})
+
+
+def most_values(config: ServeConfig) -> int:
+    """How many scene values one ranker replica takes in while it runs."""
+    return 0 if config.models.scene is None else config.models.scene.max_values
 
 
 def check_family(recipe: str, family: Family, model: Model) -> None:

@@ -6,7 +6,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from fastapi import FastAPI, Request, Response
 from ray import serve
@@ -17,16 +17,25 @@ from ray.serve.exceptions import (
     RequestCancelledError,
 )
 
-from serve_apps.config import Family, ServeConfig
+from serve_apps.config import Family, ServeConfig, most_values
 from serve_apps.ctr import CTRRanking
 from serve_apps.edge import TIMEOUT_HEADER, WISH_HEADER
 from serve_apps.news import NewsRanking
-from serve_apps.ranking import Reply
-from serve_apps.schemas import ErrorBody, ModelCard, RankRequest, parse, request_id, to_json
+from serve_apps.ranking import Ranking, Reply
+from serve_apps.schemas import (
+    ErrorBody,
+    ModelCard,
+    RankRequest,
+    Stats,
+    parse,
+    request_id,
+    to_json,
+)
 
 log = logging.getLogger("ray.serve")
 
 HEALTH_TIMEOUT_S = 5.0
+Told = TypeVar("Told")
 
 
 class Refusal(Exception):  # noqa: N818 - an answer, not an error
@@ -49,6 +58,7 @@ class Backend:
 
     rank: Callable[[RankRequest], Awaitable[Reply]]
     describe: Callable[[], Awaitable[ModelCard]]
+    stats: Callable[[], Awaitable[Stats]]
 
 
 class Gateway:
@@ -58,21 +68,29 @@ class Gateway:
         config: of the whole server.
         ctr, news: handles of the deployments; None where the model is not served, or where it
             is fused into this process.
+        scene: handle of the text encoder for a ctr model that is fused.
     """
 
-    def __init__(self, config: ServeConfig, ctr: Any = None, news: Any = None) -> None:
+    def __init__(
+        self, config: ServeConfig, ctr: Any = None, news: Any = None, scene: Any = None
+    ) -> None:
         self.config = config
         self.in_flight = 0
         self.backends: dict[Family, Backend] = {}
         handles: dict[Family, Any] = {"ctr": ctr, "news": news}
-        kinds: dict[Family, type] = {"ctr": CTRRanking, "news": NewsRanking}
         for family, model in config.models.served():
             handle = handles[family]
             if config.fused:
-                local = kinds[family](model)
-                self.backends[family] = Backend(local.rank, local.describe)
+                local: Ranking
+                if family == "ctr":
+                    local = CTRRanking(model, scene, most_values(config))
+                else:
+                    local = NewsRanking(model)
+                self.backends[family] = Backend(local.rank, local.describe, local.stats)
             else:
-                self.backends[family] = Backend(handle.rank.remote, handle.describe.remote)
+                self.backends[family] = Backend(
+                    handle.rank.remote, handle.describe.remote, handle.stats.remote
+                )
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """The routes; there are no generated documentation pages."""
@@ -90,6 +108,10 @@ class Gateway:
         async def models() -> Response:
             cards = await self.describe()
             return _json(200, to_json({"models": cards}))
+
+        @api.get("/v1/stats")
+        async def stats() -> Response:
+            return _json(200, to_json({"stats": await self.stats()}))
 
         @api.get("/healthz")
         async def healthz() -> Response:
@@ -121,11 +143,15 @@ class Gateway:
         Raises:
             Refusal: a ranker does not answer.
         """
-        try:
-            async with asyncio.timeout(HEALTH_TIMEOUT_S):
-                return {family: await b.describe() for family, b in self.backends.items()}
-        except Exception as error:
-            raise Refusal(503, "unavailable", "a ranker does not answer; try again") from error
+        return await _all({family: b.describe for family, b in self.backends.items()})
+
+    async def stats(self) -> dict[Family, Stats]:
+        """What one replica of each ranker has done.
+
+        Raises:
+            Refusal: a ranker does not answer.
+        """
+        return await _all({family: b.stats for family, b in self.backends.items()})
 
     async def rank(self, family: Family, http: Request) -> Response:
         """One ranking request, from its headers to its answer.
@@ -203,6 +229,14 @@ class Gateway:
         except ValueError:
             return limit
         return seconds if 0 < seconds < limit else limit
+
+
+async def _all(asked: dict[Family, Callable[[], Awaitable[Told]]]) -> dict[Family, Told]:
+    try:
+        async with asyncio.timeout(HEALTH_TIMEOUT_S):
+            return {family: await ask() for family, ask in asked.items()}
+    except Exception as error:
+        raise Refusal(503, "unavailable", "a ranker does not answer; try again") from error
 
 
 def _unavailable(error: Exception, request_id: str | None = None) -> Refusal:

@@ -1,6 +1,8 @@
 """One run folder behind a Serve handle: what the ctr and news deployments share."""
 
 import logging
+import uuid
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -13,7 +15,7 @@ from raysys.data.contexts import FIRST
 from raysys.data.requests import Request
 from serve_apps.config import Family, Model, check_family
 from serve_apps.merging import Merger
-from serve_apps.schemas import ModelCard, RankRequest, to_json
+from serve_apps.schemas import ModelCard, RankRequest, Stats, to_json
 
 log = logging.getLogger("ray.serve")
 
@@ -37,13 +39,16 @@ class Ranking:
 
     def __init__(self, model: Model) -> None:
         self.predictor = Predictor.load(model.run)
+        self.counts: Counter[str] = Counter()
         check_family(self.predictor.run.config.recipe, self.family, model)
         self._popularity = _popularity(self.predictor)
-        self._thread = ThreadPoolExecutor(1, "score", torch.set_num_threads, (model.threads,))
+        self.thread = ThreadPoolExecutor(1, "score", torch.set_num_threads, (model.threads,))
         self._merged = Merger(
-            self.answer, self._thread, size=model.batch, wait_s=model.batch_wait_ms / 1000
+            self.answer, self.thread, size=model.batch, wait_s=model.batch_wait_ms / 1000
         )
         self.card = self._describe()
+        self.predictor.unknown.clear()  # the warm-up is nobody's request
+        self.name = uuid.uuid4().hex[:8]
 
     async def rank(self, request: RankRequest) -> Reply:
         """Status 200 and a `RankAnswer`, or 422 and what does not fit this model."""
@@ -51,11 +56,23 @@ class Ranking:
         if problem:
             body = dict(error="bad_request", detail=problem, request_id=request.request_id)
             return 422, to_json(body)
+        self.counts["requests"] += 1
         return 200, await self._merged(request)
 
     async def describe(self) -> ModelCard:
         """Who is serving."""
         return self.card
+
+    async def stats(self) -> Stats:
+        """What this replica has done."""
+        unknown = self.predictor.unknown
+        return Stats(
+            replica=self.name,
+            requests=self.counts["requests"],
+            fallbacks=self.counts["fallbacks"],
+            unknown_items=unknown["items"],
+            unknown_users=unknown["users"],
+        )
 
     def answer(self, requests: list[RankRequest]) -> list[bytes]:
         """One JSON `RankAnswer` per request; never fails for a reason that lies with the model."""
@@ -89,6 +106,7 @@ class Ranking:
         return answers
 
     def _fallback(self, request: RankRequest) -> bytes:
+        self.counts["fallbacks"] += 1
         rows = self.predictor.run.catalogue.rows(request.candidates)
         if self._popularity is None:
             score = -np.arange(len(rows), dtype=float)
@@ -140,7 +158,7 @@ class Ranking:
         run = self.predictor.run
         first = str(run.items["item_id"][0])
         probe = Request(request_id="warm-up", user_id="warm-up", candidates=(first,))
-        table = self._thread.submit(self.predictor.score, [probe]).result()
+        table = self.thread.submit(self.predictor.score, [probe]).result()
         return ModelCard(
             model_id=self.predictor.model_id,
             data_card_id=self.predictor.data_card_id,

@@ -103,6 +103,41 @@ class ModelCard(BaseModel):
     p_order: bool
 
 
+class SceneCounts(BaseModel):
+    """What the scene path of a replica has met since it started.
+
+    lookups: sentences of requests. Of these missing: the request lacks the value; misses: the
+    value has no vector yet. Both are ranked with the learned default. queued, filled, failed,
+    dropped: distinct values sent to the encoder deployment, and what came of them (dropped: the
+    limit `models.scene.max_values` was reached). llm_calls: texts that a language model has encoded
+    in the ranker's own process.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    lookups: int
+    missing: int
+    misses: int
+    queued: int
+    filled: int
+    failed: int
+    dropped: int
+    llm_calls: int
+
+
+class Stats(BaseModel):
+    """What one replica of a ranker has done since it started."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    replica: str
+    requests: int
+    fallbacks: int
+    unknown_items: int
+    unknown_users: int
+    scene: SceneCounts | None = None
+
+
 def parse(body: bytes, limits: Limits) -> RankRequest | str:
     """The request in a JSON body, or what is wrong with it."""
     try:

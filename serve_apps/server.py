@@ -11,6 +11,7 @@ import requests
 from raysys.artifacts.run import RunConfig, load_run
 from raysys.dist.cluster import ensure_ray
 from raysys.errors import ConfigError, RaysysError
+from raysys.larr.online import scene_fit
 from serve_apps.config import APP, Family, ServeConfig, check_family
 
 HEALTHY_WITHIN_S = 60.0
@@ -22,12 +23,15 @@ def check_runs(config: ServeConfig) -> dict[Family, RunConfig]:
     A replica that cannot open its run would be tried again and again, with a traceback each.
 
     Raises:
-        ArtifactError: a run is unfinished, damaged or of the other family.
+        ArtifactError: a run is unfinished, damaged or of the other family, or has no scenes to
+            fill.
     """
     found = {}
     for family, model in config.models.served():
         found[family] = load_run(model.run).config
         check_family(found[family].recipe, family, model)
+        if family == "ctr" and config.models.scene is not None:
+            scene_fit(found[family], model.run)
     return found
 
 

@@ -94,15 +94,11 @@ def _baselines(found: Figures, subject: str, metric: str) -> str:
 
 
 def _placebos(found: Figures, metric: str) -> str:
-    return (
-        "Gain over recent-K in "
-        + metric
-        + ": "
-        + "; ".join(
-            f"{name} {row['gain'][metric]:+.4f} of {row['cofars_gain'][metric]:+.4f}, "
-            f"{'under' if row['below_half'] else 'not under'} half in every metric"
-            for name, row in found.items()
-        )
+    return "; ".join(
+        f"Gain of {name} over {row['over']} in {metric} {row['gain'][metric]:+.4f} of "
+        f"{row['of'][metric]:+.4f}, {'under' if row['below_half'] else 'not under'} half in every "
+        "metric"
+        for name, row in found.items()
     )
 
 

@@ -9,8 +9,8 @@ import pyarrow.compute as pc
 from raysys.cofars.fit import training_stop
 from raysys.data.attribute_counts import event_keys, rows_before
 from raysys.data.context_keys import ContextTable
-from raysys.data.contexts import FIRST, ContextFeature
-from raysys.data.features import fit_contexts
+from raysys.data.contexts import FIRST, MISSING, ContextFeature
+from raysys.data.features import fit_contexts, training_item_counts
 from raysys.data.prepared import Prepared
 from raysys.metrics import ScoredRows
 
@@ -18,6 +18,9 @@ Ints = npt.NDArray[np.int64]
 Mask = npt.NDArray[np.bool_]
 _LENGTHS = (100, 1000)
 UNSEEN = "context unseen"
+# Of `scene_slices`.
+FREQUENT, RARE, UNSEEN_VALUE = "scene frequent", "scene rare", "scene unseen"
+RARE_OR_UNSEEN, NEW_ITEMS = "scene rare or unseen", "new items"
 
 
 def slices(data: Prepared, rows: ScoredRows, contexts: Sequence[str], rare: int) -> dict[str, Mask]:
@@ -28,8 +31,7 @@ def slices(data: Prepared, rows: ScoredRows, contexts: Sequence[str], rare: int)
     training, and more than none.
     """
     log = data.impressions
-    owner = pc.index_in(rows.impression.values, value_set=log.ids).to_numpy()
-    owner = owner[rows.impression.codes]
+    owner = _owners(data, rows)
     length = (log.end - log.start)[owner]
     out = {f"history<{_LENGTHS[0]}": length < _LENGTHS[0]}
     out[f"history {_LENGTHS[0]}-{_LENGTHS[1]}"] = (length >= _LENGTHS[0]) & (length < _LENGTHS[1])
@@ -52,6 +54,52 @@ def slices(data: Prepared, rows: ScoredRows, contexts: Sequence[str], rare: int)
     for code in np.unique(codes[:, 0]):
         out[f"{contexts[0]}={_name(codec.features[0], int(code))}"] = codes[:, 0] == code
     return {name: mask for name, mask in out.items() if mask.any()}
+
+
+def scene_slices(
+    data: Prepared, rows: ScoredRows, contexts: Sequence[str], rare: int
+) -> dict[str, Mask]:
+    """Rows [N] by name: scene values by how often training requests had them (a request is as
+    rare as its rarest value), combinations that none had, items that training never showed, and
+    users without an event before the end of training.
+
+    contexts: the features that are told in words. rare: fewer training requests than this, and
+    more than none.
+    """
+    log = data.impressions
+    owner = _owners(data, rows)
+    train = log.of("train")
+    place = [data.codec.names.index(name) for name in contexts]
+    codes = log.context[:, place]
+    met = np.full(len(codes), np.iinfo(np.int64).max)
+    for column in codes.T:
+        counts = np.bincount(column[train], minlength=int(column.max(initial=0)) + 1)
+        # A missing value is none that could be rare.
+        met = np.where(column == MISSING, met, np.minimum(met, counts[column]))
+    distinct, combination = np.unique(codes, axis=0, return_inverse=True)
+    seen = np.bincount(combination.reshape(-1)[train], minlength=len(distinct)) > 0
+    fresh = training_item_counts(data)[FIRST:] == 0
+    item = pc.index_in(rows.item.values, value_set=data.item_ids).to_numpy()[rows.item.codes]
+    user = log.user[owner]
+    cold = (training_stop(data) == data.histories.start[:-1])[user]
+    known = seen[combination.reshape(-1)]
+    out = {
+        FREQUENT: met[owner] >= rare,
+        RARE: (met[owner] > 0) & (met[owner] < rare),
+        UNSEEN_VALUE: met[owner] == 0,
+        RARE_OR_UNSEEN: met[owner] < rare,
+        "scene combination unseen": ~known[owner],
+        NEW_ITEMS: fresh[item],
+        "cold users": cold,
+    }
+    return {name: mask for name, mask in out.items() if mask.any()}
+
+
+def _owners(data: Prepared, rows: ScoredRows) -> Ints:
+    """The impression [N] of each row."""
+    owner = pc.index_in(rows.impression.values, value_set=data.impressions.ids).to_numpy()
+    found: Ints = owner[rows.impression.codes]
+    return found
 
 
 def _looked_up(known: Ints, count: Ints, asked: Ints) -> Ints:

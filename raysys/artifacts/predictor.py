@@ -13,9 +13,9 @@ import torch
 from raysys.artifacts.retrieval import RetrievalExplanation
 from raysys.artifacts.run import LoadedRun, load_run, request_fit
 from raysys.data.batch import Batch, Collator, Pointers
-from raysys.data.contexts import FIRST, OOV
+from raysys.data.contexts import FIRST, OOV, ContextCodec
 from raysys.data.histories import UNKNOWN_TS, Histories
-from raysys.data.requests import Request, Requests
+from raysys.data.requests import Fit, Request, Requests
 from raysys.data.schema import BEHAVIOURS
 from raysys.errors import ArtifactError
 
@@ -109,6 +109,13 @@ class Predictor:
     def data_card_id(self) -> str:
         """The card of the data the run was trained on."""
         return self.run.config.data_card_id
+
+    def adopt(self, codec: ContextCodec) -> None:
+        """Read requests with other vocabularies, see `Ranker.adopt`; not while scoring."""
+        self.model.adopt(codec)
+        self.codec = codec
+        self.fit = Fit(codec, self.fit.since)
+        self._collate = self._collate.over(codec)
 
     def score(self, requests: Sequence[Request] | Requests) -> pa.Table:
         """Score all candidates of all requests.

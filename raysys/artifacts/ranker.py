@@ -93,6 +93,23 @@ class Ranker(nn.Module):
             ArtifactError: what lies there belongs to another model.
         """
 
+    def adopt(self, codec: ContextCodec) -> None:
+        """Take other vocabularies of the context features than the run was saved with, each at
+        least as long and beginning alike; `collator` is then asked with them.
+
+        Nothing by default: codes beyond what a model was trained on must not reach it.
+        """
+
+    def save_snapshot(self, folder: Path) -> None:
+        """Write into `folder` what the model reads beside its weights; nothing by default."""
+
+    def open_snapshot(self, folder: Path) -> None:
+        """Read what `save_snapshot` has written.
+
+        Raises:
+            ArtifactError: it does not fit the model.
+        """
+
     def freeze(self) -> None:
         """Prepare for scoring: evaluation mode, items encoded once."""
         self.eval()

@@ -6,7 +6,7 @@ features.json      fitted vocabularies
 metrics.json       last metrics          metrics.jsonl  training log
 env.json           versions              data_card.json what it was trained on
 README.md          card for people
-snapshot/          items, their frozen vectors, user histories if asked for
+snapshot/          items, their frozen vectors, user histories if asked for, what the model adds
 checksums.json     sha256 of all of the above but the metrics; written last, so a folder without it is unfinished
 checkpoints/ indexes/ report/ scores/    beside them, not part of the model
 """  # noqa: E501
@@ -150,6 +150,7 @@ def save_run(
         if histories is not None:
             (snapshot / "histories").mkdir()
             histories.save(snapshot / "histories")
+        model.save_snapshot(snapshot)
         _commit(scratch, path)
     return config
 
@@ -310,6 +311,7 @@ def load_run(path: Path | str, *, indexes: bool = True) -> LoadedRun:
     vectors = {name: columns.read(name) for name in config.vectors} if columns else {}
     catalogue = Catalogue.build(items, features, vectors)
     model.bind(catalogue)
+    model.open_snapshot(path / "snapshot")
     if indexes:
         model.open_indexes(path / "indexes")
     stored = path / "snapshot" / "histories"

@@ -23,6 +23,7 @@ BENCHES = {
     "ctr-train": "bench.ctr_train",
     "embed": "bench.embed",
     "gap": "bench.gap",
+    "larr-fair": "bench.larr_fair",
     "metrics": "bench.metrics",
     "serve": "bench.serve",
     "world": "bench.world",

@@ -89,15 +89,14 @@ class CofarsDIN(DIN):
         self._stored: Path | None = None
 
     @classmethod
-    def from_config(cls, config: CofarsDINConfig, features: FeatureSpace) -> Self:  # type: ignore[override]
-        """Build for fitted features."""
+    def arguments(cls, config: CofarsDINConfig, features: FeatureSpace) -> dict[str, Any]:  # type: ignore[override]
+        """See `DIN`: with the selector, and K as the length of the history."""
         fitted, chosen = config.cofars, config.cofars.options
-        options = config.model_dump(exclude={"retriever", "cofars"})
-        return cls(
-            features.item_cardinalities,
-            features.context_cardinalities,
-            features.vectors,
-            chooser=partial(
+        options = super().arguments(config, features)
+        del options["retriever"], options["selector"]
+        return {
+            **options,
+            "chooser": partial(
                 build_selector,
                 chosen,
                 fitted.table,
@@ -106,16 +105,16 @@ class CofarsDIN(DIN):
                 item_cardinalities=features.item_cardinalities,
                 vector_widths=features.vectors,
             ),
-            table=fitted.table,
-            attributes=fitted.attributes,
-            users=fitted.users,
-            recent=chosen.recent,
-            add_target=chosen.graph.target == "add",
-            strict=chosen.lists.strict,
-            placebo=chosen.lists.placebo,
-            placebo_seed=chosen.lists.placebo_seed,
-            **{**options, "history_length": chosen.lists.events},
-        )
+            "table": fitted.table,
+            "attributes": fitted.attributes,
+            "users": fitted.users,
+            "recent": chosen.recent,
+            "add_target": chosen.graph.target == "add",
+            "strict": chosen.lists.strict,
+            "placebo": chosen.lists.placebo,
+            "placebo_seed": chosen.lists.placebo_seed,
+            "history_length": chosen.lists.events,
+        }
 
     def train(self, mode: bool = True) -> Self:
         """The selector stays as it is: without noise, its items encoded once."""

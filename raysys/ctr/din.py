@@ -5,7 +5,7 @@ Which events these are is the business of a retriever (`raysys.ctr.retrievers`).
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Annotated, Self
+from typing import Annotated, Any, NamedTuple, Self
 
 import torch
 from pydantic import Field
@@ -37,6 +37,16 @@ class DINConfig(CTRConfig):
     retriever: RetrieverConfig | None = None
 
 
+class Inputs(NamedTuple):
+    """What the towers of `DIN` are given: candidates [B, C, Di], the request [B, S], what the
+    attention sees, and further blocks [B, C, Di] of a subclass."""
+
+    candidates: Tensor
+    request: Tensor
+    pairs: Pairs
+    blocks: tuple[Tensor, ...] = ()
+
+
 class DIN(CTRRanker):
     """Candidates attend to past events; the request's context is part of the query and each
     event's own context part of its key, so that the match may depend on the situation.
@@ -45,6 +55,7 @@ class DIN(CTRRanker):
         retriever: makes what searches the window for each candidate, from the layout of the
             vectors; called last, so that all other weights begin alike whatever it makes.
         selector: makes what chooses the window of each request.
+        blocks: how many blocks as wide as an item a subclass adds to the input of the towers.
     """
 
     Config = DINConfig
@@ -71,6 +82,7 @@ class DIN(CTRRanker):
         sparse_embeddings: bool = False,
         retriever: Callable[[Widths], Retriever | None] | None = None,
         selector: Callable[[], Selector] | None = None,
+        blocks: int = 0,
     ) -> None:
         super().__init__(
             item_cardinalities,
@@ -91,7 +103,7 @@ class DIN(CTRRanker):
             softmax=attention_softmax,
         )
         self.match = match
-        width = self.items.width * (2 if match else 1) + self.event_width + self.request_width
+        width = self.items.width * (1 + match + blocks) + self.event_width + self.request_width
 
         def tower() -> MLP:
             return MLP(width, hidden, out=1, act=activation, dropout=dropout)
@@ -117,17 +129,21 @@ class DIN(CTRRanker):
         Raises:
             ConfigError: a retriever that these features do not allow.
         """
-        options = config.model_dump(exclude={"retriever"})
-        if config.retriever is not None:
-            options["history_length"] = config.retriever.gathered
         return cls(
             features.item_cardinalities,
             features.context_cardinalities,
             features.vectors,
-            **options,
-            retriever=partial(retriever_of, config.retriever, features),
-            selector=selector_of(config.retriever, features),
+            **cls.arguments(config, features),
         )
+
+    @classmethod
+    def arguments(cls, config: DINConfig, features: FeatureSpace) -> dict[str, Any]:
+        """The named arguments of the constructor; a subclass replaces what is its own."""
+        options = {name: getattr(config, name) for name in DINConfig.model_fields}
+        if config.retriever is not None:
+            options["history_length"] = config.retriever.gathered
+        options["retriever"] = partial(retriever_of, config.retriever, features)
+        return {**options, "selector": selector_of(config.retriever, features)}
 
     def collator(self, histories: Histories, codec: ContextCodec) -> Collator:
         """See `Ranker`: with the events that the selector chooses."""
@@ -142,29 +158,35 @@ class DIN(CTRRanker):
 
     def logits(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
         """Logits [B, C] of click and order."""
-        return self._towers(batch, self._pairs(batch))
+        return self._towers(self.inputs(batch))
 
     def loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """As of all CTR rankers, plus BCE of the click from the retriever's first stage alone
         where that has weights to learn; both with weight 1."""
-        pairs = self._pairs(batch)
-        loss, weight = self.cost(*self._towers(batch, pairs), batch)
+        return self.loss_of(self.inputs(batch), batch)
+
+    def loss_of(self, inputs: Inputs, batch: Batch) -> tuple[Tensor, Tensor]:
+        """The loss of the batch from its inputs."""
+        loss, weight = self.cost(*self._towers(inputs), batch)
         if self.first_stage is not None:
             assert self.retriever is not None
             assert batch.clicks is not None
-            found = self.retriever.first_stage(pairs)
-            logits = self.first_stage(torch.cat([pairs.query[..., : self.items.width], found], -1))
+            found = self.retriever.first_stage(inputs.pairs)
+            logits = self.first_stage(torch.cat([inputs.candidates, found], -1))
             loss = loss + pointwise_bce(logits.squeeze(-1), batch.clicks, batch.candidate_mask)[0]
         return loss, weight
 
-    def _pairs(self, batch: Batch) -> Pairs:
-        return Pairs(
-            query=self.query_vectors(batch, self.candidate_vectors(batch)),
+    def inputs(self, batch: Batch) -> Inputs:
+        """What the towers are given."""
+        candidates = self.candidate_vectors(batch)
+        pairs = Pairs(
+            query=self.query_vectors(batch, candidates),
             keys=self.event_vectors(batch),
             mask=batch.history_mask,
             candidates=batch.candidates,
             events=batch.history_items,
         )
+        return Inputs(candidates, self.request_vectors(batch), pairs)
 
     def _interest(self, pairs: Pairs) -> Tensor:
         if self.retriever is not None:
@@ -172,23 +194,23 @@ class DIN(CTRRanker):
         assert self.attention is not None
         return self.attention(pairs.query, pairs.keys, pairs.mask)
 
-    def _towers(self, batch: Batch, pairs: Pairs) -> tuple[Tensor, Tensor | None]:
-        candidates = pairs.query[..., : self.items.width]
-        interest = self._interest(pairs)
-        request = self.request_vectors(batch).unsqueeze(1).expand(*candidates.shape[:2], -1)
+    def _towers(self, inputs: Inputs) -> tuple[Tensor, Tensor | None]:
+        candidates = inputs.candidates
+        interest = self._interest(inputs.pairs)
+        request = inputs.request.unsqueeze(1).expand(*candidates.shape[:2], -1)
         parts = [candidates, interest, request]
         if self.match:
             # The item part of an event comes first in its vector, field by field as in the
             # candidate's: their product says directly which fields agree with the past.
             parts.append(candidates * interest[..., : self.items.width])
-        x = torch.cat(parts, -1)
+        x = torch.cat([*parts, *inputs.blocks], -1)
         click = self.click(x).squeeze(-1)
         return click, None if self.order is None else self.order(x).squeeze(-1)
 
     def event_weights(self, batch: Batch) -> Tensor:
         """The weights of DIN's activation unit [B, C, L], 0 for events not retrieved; of SDIM
         those of its sum, of TWIN those of its own attention."""
-        pairs = self._pairs(batch)
+        pairs = self.inputs(batch).pairs
         if self.retriever is not None:
             return self.retriever.weights(pairs, self.attention)
         assert self.attention is not None

@@ -114,6 +114,10 @@ class Collator:
         # Requests come from one or two codecs for the life of a collator.
         self._present = lru_cache(maxsize=4)(codec.translator)
 
+    def over(self, codec: ContextCodec) -> "Collator":
+        """The same histories and events with other vocabularies."""
+        return Collator(self.histories, codec, self.length, self.selector)
+
     def rows(self, pointers: Pointers) -> npt.NDArray[np.int64]:
         """Event rows [B, L] behind the history of the batch, −1 where padded."""
         if self.selector is not None:

@@ -45,6 +45,14 @@ class ContextFeature(BaseModel):
         known = self.values if self.kind == "categorical" else bands(self.edges)
         return ("(missing)", "(unseen)", *known)
 
+    def word(self, value: str | float | None) -> str | None:
+        """A value as `labels` has it, unknown ones as they are; None where it is missing."""
+        if value is None or self.kind == "categorical":
+            return None if value is None else str(value)
+        if np.isnan(float(value)):
+            return None
+        return self.labels[FIRST + int(np.searchsorted(self.edges, float(value), side="right"))]
+
     def encode(self, column: pa.Array) -> Int32Array:
         """Codes [N] of a string or float column with N rows."""
         if self.kind == "numeric":

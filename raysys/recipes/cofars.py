@@ -14,7 +14,6 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 
-from raysys.artifacts.ranker import Ranker
 from raysys.cofars.batch import SelectorBatch, SelectorCollator, UserPreferences
 from raysys.cofars.build import build_selector
 from raysys.cofars.config import CofarsConfig
@@ -27,7 +26,7 @@ from raysys.cofars.fit import (
 )
 from raysys.cofars.lists import Lists
 from raysys.cofars.pictures import pictures
-from raysys.cofars.ranker import LISTS, CofarsDIN, CofarsDINConfig
+from raysys.cofars.ranker import LISTS, CofarsDIN
 from raysys.cofars.requests import RequestReader
 from raysys.cofars.selector import CofarsSelector
 from raysys.cofars.stored import made_of, write_lists
@@ -41,7 +40,7 @@ from raysys.data.histories import Histories
 from raysys.data.prepared import Prepared
 from raysys.data.sampling import ImpressionLoader, pointers_of
 from raysys.recipes import ranker
-from raysys.recipes.ranker import GroupedTask, Positive, RankerRecipe
+from raysys.recipes.ranker import Built, GroupedTask, Positive, RankerRecipe
 from raysys.tracking.figures import write_figure
 from raysys.training import EarlyStopping, Outcome, Reporter, Session, TrainConfig, World, fit
 from raysys.training.rng import seed_everything
@@ -195,25 +194,34 @@ def run(
 
 def train(config: CofarsRecipe, session: Session) -> dict[str, Any]:
     """What every worker runs."""
-    return ranker.train(config, session, _with_selector)
+    return ranker.train(config, session, with_selector)
 
 
-def _with_selector(
+def with_selector(
     config: RankerRecipe,
     options: BaseModel,
     data: Prepared,
     features: FeatureSpace,
     catalogue: Catalogue,
     session: Session,
-) -> tuple[Ranker, BaseModel]:
-    """Fit the selector and build its lists; the ranker is fresh, its selector frozen."""
+    *,
+    kind: type[CofarsDIN] = CofarsDIN,
+    more: dict[str, Any] | None = None,
+    shown: FeatureSpace | None = None,
+) -> Built:
+    """Fit the selector and build its lists; the ranker is fresh, its selector frozen.
+
+    kind: of the ranker, whose own options are `more`; shown: the features it is built for, by
+    default those of the selector.
+    """
     assert isinstance(config, CofarsRecipe)
     fitted, training = fit_contexts(data, config.cofars, features.contexts)
     selector = fit_selector(config, data, fitted, training, features, catalogue, session)
     # Whatever the selector has drawn, the ranker begins like one without it.
     seed_everything(config.train.seed)
-    settled = CofarsDINConfig(**options.model_dump(), cofars=fitted)
-    model = CofarsDIN.from_config(settled, features)
+    settled = kind.Config(**dict(options), cofars=fitted, **(more or {}))
+    shown = shown or features
+    model = kind.from_config(settled, shown)
     model.chooser.load_state_dict(selector.state_dict())
     model.user_hash.copy_(torch.from_numpy(training.user_hash))
     model.bind(catalogue)
@@ -226,7 +234,7 @@ def _with_selector(
         _draw(session.run_dir, model, data.histories)
     world.share(None)  # Nobody opens the lists before they are there.
     model.open_indexes(indexes)
-    return model, settled
+    return Built(model, settled, shown)
 
 
 def _draw(run_dir: Path, model: CofarsDIN, histories: Histories) -> None:

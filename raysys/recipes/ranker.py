@@ -4,10 +4,11 @@ One program for all rankers on logged impressions; a recipe is this program with
 its defaults (`raysys.recipes.registry`).
 """
 
+import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -41,6 +42,7 @@ from raysys.llm.vectors import VectorTable
 from raysys.metrics import ranking
 from raysys.metrics.blocks import tie_blocks
 from raysys.training import (
+    Loader,
     Outcome,
     Reporter,
     Session,
@@ -65,7 +67,7 @@ class RankerRecipe(BaseModel):
 
     recipe: str
     data: str
-    vector_table: str | None = None  # default: a table of the data set in the cache folder
+    vector_table: str | None = None  # default: one of data set and encoder in the cache folder
     encoder: EncoderSpec = EncoderSpec()
     features: FeatureConfig = FeatureConfig()
     model: BaseModel
@@ -143,16 +145,26 @@ class RankingTask(GroupedTask):
         """(sum of losses, weight) of a micro batch."""
         return self.model.loss(batch)
 
+    def loader(self, batches: Loader[Batch]) -> Loader[Batch]:
+        """The batches of training; a task whose workers speak to each other gives each one."""
+        return batches
+
     def score(self, batch: Batch) -> Tensor:
         """The ranker's score [B, C]."""
         return self.model(batch).score
 
 
-# From the recipe, the settled options of its model, the data, its fitted features and its
-# catalogue: a ranker to train, and the options it is stored with.
-Build = Callable[
-    [RankerRecipe, BaseModel, Prepared, FeatureSpace, Catalogue, Session], tuple[Ranker, BaseModel]
-]
+class Built(NamedTuple):
+    """A ranker to train, and what it is stored with; task: what its loss and validation are."""
+
+    model: Ranker
+    options: BaseModel
+    features: FeatureSpace
+    task: type[RankingTask] = RankingTask
+
+
+# From the recipe, the settled options of its model, the data, its fitted features and catalogue.
+Build = Callable[[RankerRecipe, BaseModel, Prepared, FeatureSpace, Catalogue, Session], Built]
 
 
 def run(
@@ -160,6 +172,7 @@ def run(
     out: Path,
     *,
     learn: TrainFunction | None = None,
+    check: Callable[[Any], Prepared] | None = None,
     allow_code_change: bool = False,
     show_progress: bool = True,
     reporter: Reporter | None = None,
@@ -167,13 +180,14 @@ def run(
 ) -> Outcome:
     """Train to the end, or go on where an earlier launch of the same command stopped.
 
-    learn: what every worker runs; `train` by default.
+    learn: what every worker runs; `train` by default. check: of data and options; `ready` by
+    default.
     reporter, wait_s: as for `raysys.training.launch`.
 
     Raises:
         RaysysError: bad data or options; nothing is left behind if nothing had been learned.
     """
-    data = ready(config)
+    data = (check or ready)(config)
     return launch(
         learn or train,
         config,
@@ -196,10 +210,10 @@ def ready(config: RankerRecipe) -> Prepared:
     """
     dataset = Dataset(config.data)
     data = prepare(dataset)
-    _loader(config, data, Collator(data.histories, data.codec, 1))  # refuses constant labels
+    loader(config, data, Collator(data.histories, data.codec, 1))  # refuses constant labels
     _settled(config, data)
     if config.features.vectors:
-        embed_items(dataset, _table(config, dataset), config.encoder, config.features.vectors)
+        embed_items(dataset, table_path(config, dataset), config.encoder, config.features.vectors)
     return data
 
 
@@ -213,11 +227,12 @@ def train(config: RankerRecipe, session: Session, build: Build | None = None) ->
     features = fit_features(data, config.features, widths)
     catalogue = Catalogue.build(items, features, vectors)
     settled = _settled(config, data)
-    model, options = (build or _fresh)(config, settled, data, features, catalogue, session)
+    built = (build or fresh)(config, settled, data, features, catalogue, session)
+    model, features = built.model, built.features
     model.bind(catalogue)
     collator = model.collator(data.histories, features.contexts)
-    task = RankingTask(model, data, collator, config.valid_limit)
-    result = fit(task, _loader(config, data, collator), config.train, session)
+    task = built.task(model, data, collator, config.valid_limit)
+    result = fit(task, task.loader(loader(config, data, collator)), config.train, session)
     summary = {
         "step": result.step,
         "epochs": result.epochs,
@@ -230,7 +245,7 @@ def train(config: RankerRecipe, session: Session, build: Build | None = None) ->
         saved = save_run(
             session.run_dir,
             model=task.model,
-            model_options=options,
+            model_options=built.options,
             features=features,
             items=items,
             vectors=vectors,
@@ -270,21 +285,23 @@ def _settled(config: RankerRecipe, data: Prepared) -> BaseModel:
     return options.model_copy(update=found)
 
 
-def _fresh(
+def fresh(
     config: RankerRecipe,
     options: BaseModel,
     data: Prepared,
     features: FeatureSpace,
     catalogue: Catalogue,
     session: Session,
-) -> tuple[Ranker, BaseModel]:
+) -> Built:
+    """The recipe's ranker, untrained."""
     # Looked up by recipe, because the class of the options alone does not name the model.
     from raysys.recipes.registry import MODELS
 
-    return MODELS[config.recipe].from_config(options, features), options
+    return Built(MODELS[config.recipe].from_config(options, features), options, features)
 
 
-def _loader(config: RankerRecipe, data: Prepared, collator: Collator) -> ImpressionLoader[Batch]:
+def loader(config: RankerRecipe, data: Prepared, collator: Collator) -> ImpressionLoader[Batch]:
+    """Global batches of the training split as the recipe wants them."""
     return ImpressionLoader(
         data,
         collator,
@@ -296,10 +313,15 @@ def _loader(config: RankerRecipe, data: Prepared, collator: Collator) -> Impress
     )
 
 
-def _table(config: RankerRecipe, dataset: Dataset) -> Path:
+def table_path(config: RankerRecipe, dataset: Dataset, spec: EncoderSpec | None = None) -> Path:
+    """Where the frozen vectors of an encoder are, by default of the recipe's."""
     if config.vector_table is not None:
         return Path(config.vector_table)
-    return cache_root() / "vectors" / f"{dataset.manifest.hash}-v{FORMAT}"
+    # A field of a table holds vectors of one encoder, so that every encoder has a table.
+    name, spec = f"{dataset.manifest.hash}-v{FORMAT}", spec or config.encoder
+    if spec != EncoderSpec():
+        name += f"-{hashlib.sha256(spec.model_dump_json().encode()).hexdigest()[:8]}"
+    return cache_root() / "vectors" / name
 
 
 def _vectors(
@@ -308,7 +330,7 @@ def _vectors(
     """Frozen vectors [N, D] by field in catalogue order, and what encoded them."""
     if not config.features.vectors:
         return {}, {}
-    table = VectorTable(_table(config, data.dataset))
+    table = VectorTable(table_path(config, data.dataset))
     encoders = table.encoders()
     ids = data.item_ids.to_pylist()
     vectors = {field: table.bound("item", field, ids) for field in config.features.vectors}

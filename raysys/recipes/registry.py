@@ -12,9 +12,12 @@ from raysys.ctr.din import DIN, DINConfig
 from raysys.ctr.finalmlp import FinalMLP, FinalMLPConfig
 from raysys.data.features import FeatureConfig
 from raysys.errors import ConfigError
+from raysys.larr.ranker import LarrDIN
 from raysys.news.nrms import NRMS, NRMSConfig
-from raysys.recipes import cofars, llm, llm_contrast, llm_pretrain, ranker
+from raysys.recipes import cofars, larr, larr_cofars, llm, llm_contrast, llm_pretrain, ranker
 from raysys.recipes.cofars import CofarsRecipe
+from raysys.recipes.larr import LarrRecipe
+from raysys.recipes.larr_cofars import LarrCofarsDIN, LarrCofarsRecipe
 from raysys.recipes.llm import LlmRecipe
 from raysys.recipes.llm_contrast import ContrastRecipe
 from raysys.recipes.llm_pretrain import PretrainRecipe
@@ -69,6 +72,8 @@ RECIPES: dict[str, type[RankerRecipe] | type[LlmRecipe]] = {
     "ctr/dcnv2": DCNv2Recipe,
     "ctr/finalmlp": FinalMLPRecipe,
     "ctr/cofars": CofarsRecipe,
+    "ctr/larr": LarrRecipe,
+    "ctr/larr-cofars": LarrCofarsRecipe,
     "news/nrms": NRMSRecipe,
     "llm/pretrain": PretrainRecipe,
     "llm/contrast": ContrastRecipe,
@@ -78,16 +83,22 @@ MODELS: dict[str, type[Ranker]] = {
     "ctr/dcnv2": DCNv2,
     "ctr/finalmlp": FinalMLP,
     "ctr/cofars": CofarsDIN,
+    "ctr/larr": LarrDIN,
+    "ctr/larr-cofars": LarrCofarsDIN,
     "news/nrms": NRMS,
 }
-# Recipes with a program of their own.
+# Recipes with a program, and a check of their own.
 _PROGRAMS: dict[str, Callable[..., Outcome]] = {
     "ctr/cofars": cofars.run,
+    "ctr/larr": larr.run,
+    "ctr/larr-cofars": larr_cofars.run,
     "llm/pretrain": llm_pretrain.run,
     "llm/contrast": llm_contrast.run,
 }
 _CHECKS: dict[str, Callable[[Any], Any]] = {
     "ctr/cofars": cofars.ready,
+    "ctr/larr": larr.ready,
+    "ctr/larr-cofars": larr_cofars.ready,
     "llm/pretrain": llm.ready,
     "llm/contrast": llm.ready,
 }

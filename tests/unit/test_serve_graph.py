@@ -6,6 +6,7 @@ import shutil
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from raysys.errors import ArtifactError
 from serve_apps.app import build
 from serve_apps.config import ServeConfig
 from serve_apps.ctr import CTRRanking
-from serve_apps.gateway import Backend, Gateway
+from serve_apps.gateway import Gateway
 from serve_apps.schemas import ErrorBody, RankAnswer, RankRequest
 from serve_apps.server import check_runs
 
@@ -204,7 +205,7 @@ def one(gateway: Gateway, **headers: str) -> httpx.Response:
 
 def backed_by(root: Path, rank: Any, **changes: Any) -> Gateway:
     gateway = Gateway(config(root, **changes))
-    gateway.backends["ctr"] = Backend(rank, gateway.backends["ctr"].describe)
+    gateway.backends["ctr"] = replace(gateway.backends["ctr"], rank=rank)
     return gateway
 
 

@@ -11,6 +11,7 @@ import yaml
 from bench import cofars_fair
 from bench.cofars_arms import CANDIDATE_AWARE, PLACEBOS
 from bench.fair import study as study_module
+from bench.fair.results import gains as gains_of
 from raysys.data.mapping import LocalMapper
 from raysys.data.world import Effects, WorldConfig, make_world
 from raysys.metrics import ScoredRows
@@ -123,10 +124,10 @@ def test_a_placebo_is_below_half_only_if_it_is_in_every_metric() -> None:
 
     skills = {"recent": 0.2, "cofars": 1.0, PLACEBOS[0]: 0.3, PLACEBOS[1]: 0.9}
     systems = {name: system(name, skill) for name, skill in skills.items()}
-    gains = cofars_fair._placebo_gains(systems, ("auc", METRIC))
+    gains = gains_of(systems, cofars_fair.SUBJECT, ("auc", METRIC))
     assert gains[PLACEBOS[0]]["below_half"] and not gains[PLACEBOS[1]]["below_half"]
     for metric in ("auc", METRIC):
-        assert 0 < gains[PLACEBOS[0]]["gain"][metric] < gains[PLACEBOS[0]]["cofars_gain"][metric]
+        assert 0 < gains[PLACEBOS[0]]["gain"][metric] < gains[PLACEBOS[0]]["of"][metric]
 
 
 @pytest.mark.slow

@@ -172,7 +172,7 @@ def test_a_page_tells_every_arm_and_claim(tmp_path: Path) -> None:
         "core_hours": 0.1, "arms": {"a": arm, "b": arm},
         "a_minus": {"b": delta, "popularity": above},
         "claims": [claim, untold], "baselines": {"popularity": {"gauc": 0.55}},
-        "placebo_gains": {"p": {"gain": {"gauc": 0.001}, "cofars_gain": {"gauc": 0.01},
+        "placebo_gains": {"p": {"over": "b", "gain": {"gauc": 0.001}, "of": {"gauc": 0.01},
                                 "below_half": True}},
         "slices": {},
         "leak_tests": {
@@ -190,7 +190,7 @@ def test_a_page_tells_every_arm_and_claim(tmp_path: Path) -> None:
         "| popularity | 0.5500 | +0.0600 [+0.0500, +0.0700] |",
         "| a better than c in gauc |  |  |  |  | no verdict (no such rows) |",
         "| time_audit | not run: needs times |  |",
-        "p +0.0010 of +0.0100, under half in every metric",
+        "Gain of p over b in gauc +0.0010 of +0.0100, under half in every metric",
         "| overlap | printed only | items 3 |",
     ):
         assert line in page

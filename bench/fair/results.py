@@ -1,0 +1,206 @@
+"""What a study has found, as one nested mapping of figures and words."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from bench.fair.judge import Claim, Judged, differences, judge, part, values
+from bench.fair.slices import Mask
+from bench.fair.study import Study
+from raysys.data.prepared import Prepared
+from raysys.metrics import gap_share
+from raysys.metrics.baselines import GBDT, baseline_metrics, compute_baselines, oracle_scores
+from raysys.metrics.blocks import Floats
+from raysys.metrics.compare import System
+from raysys.metrics.seeds import EFFECT
+from raysys.recipes.evaluate import group_key
+from raysys.recipes.split_scorer import chosen_impressions
+
+Scores = dict[str, Floats]
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What a study is about: the arm, the arm that gains are counted from, and its placebos."""
+
+    name: str
+    over: str
+    placebos: tuple[str, ...]
+
+
+def metrics_of(data: Prepared) -> tuple[str, str]:
+    """What claims are about: pooled AUC, and the mean AUC over the groups of the data card."""
+    return "auc", f"gauc_mean@{group_key(data)}"
+
+
+def results(
+    study: Study,
+    data: Prepared,
+    subject: Subject,
+    claims: Sequence[Claim],
+    parts: Mapping[str, Mask],
+    scores: Scores,
+    replicates: int,
+) -> tuple[dict[str, Any], list[Judged]]:
+    """Figures of a finished study, and its claims judged.
+
+    parts: rows [N] of the test by slice. scores: see `cheap`.
+    """
+    name = subject.name
+    metrics = metrics_of(data)
+    headline = metrics[1]
+    own = study.systems[name]
+    first = own.rows[0][""]
+    shown = [*metrics, headline.replace("mean", "weighted"), "logloss"]
+    if 0 < int(first.order.sum()) < len(first):
+        shown.append("auc_ctcvr")
+    judged = judge(claims, study.systems, parts, effect=EFFECT, replicates=replicates)
+    others = {other: s for other, s in study.systems.items() if other != name}
+    others |= {rule: constant(rule, values, own) for rule, values in scores.items()}
+    minus = differences(own, others, shown[:3], replicates=replicates)
+    rules = baseline_metrics(first, scores, metrics)
+    found = {
+        "data_card_id": data.dataset.manifest.data_card_id,
+        "headline": headline,
+        "planted": "oracle" in scores,
+        "trained_on_rows": study.rows,
+        "test": {"rows": len(first), "users": len(first.user.values)},
+        "core_hours": round(sum(study.seconds.values()) / 3600, 2),
+        "arms": {
+            arm: {
+                **{m: v.model_dump() for m, v in values(system, shown).items()},
+                "tuned_to": study.chosen[arm],
+                "core_minutes": round(study.seconds[arm] / 60, 1),
+            }
+            for arm, system in study.systems.items()
+        },
+        f"{name}_minus": {
+            arm: {
+                m: {
+                    "delta": row.delta,
+                    "seeds": None if row.seeds is None else [row.seeds.low, row.seeds.high],
+                    "users": [row.users.low, row.users.high],
+                }
+                for m, row in rows.items()
+            }
+            for arm, rows in minus.items()
+        },
+        "claims": [told(row) for row in judged],
+        "placebo_gains": gains(study.systems, subject, metrics),
+        "slices": sliced(study.systems, parts, headline),
+        "baselines": {rule: {m: v.value for m, v in row.items()} for rule, row in rules.items()},
+        **_gap_closed(study, scores, headline, replicates),
+    }
+    return found, judged
+
+
+def constant(name: str, scores: Floats, like: System) -> System:
+    """A baseline as an arm that is the same with every seed of `like`."""
+    return System(
+        name, {seed: {"": rows[""].with_scores(scores)} for seed, rows in like.rows.items()}
+    )
+
+
+def told(row: Judged) -> dict[str, Any]:
+    """A claim with its figures and its word."""
+    claim = row.claim
+    where = f" on {claim.slice}" if claim.slice else ""
+    return {
+        "claim": f"{claim.a} {claim.kind} than {claim.b} in {claim.metric}{where}",
+        "a": row.a,
+        "b": row.b,
+        "delta": row.delta,
+        "n_seeds": row.n_seeds,
+        "seeds": None if row.seeds is None else [row.seeds.low, row.seeds.high],
+        "users": None if row.users is None else [row.users.low, row.users.high],
+        "p_holm": row.p_holm,
+        "verdict": row.verdict,
+        "reason": row.reason,
+    }
+
+
+def gains(
+    systems: dict[str, System], subject: Subject, metrics: Sequence[str]
+) -> dict[str, dict[str, Any]]:
+    """Gains of each placebo beside the subject's; whether they are under half of it, in all
+    metrics."""
+    wanted = (subject.name, subject.over, *subject.placebos)
+    means = {arm: {m: v.mean for m, v in values(systems[arm], metrics).items()} for arm in wanted}
+    gain = {arm: {m: means[arm][m] - means[subject.over][m] for m in metrics} for arm in wanted}
+    own = gain[subject.name]
+    return {
+        arm: {
+            "over": subject.over,
+            "gain": gain[arm],
+            "of": own,
+            "below_half": all(gain[arm][m] < own[m] / 2 for m in metrics),
+        }
+        for arm in subject.placebos
+    }
+
+
+def sliced(systems: dict[str, System], parts: Mapping[str, Mask], metric: str) -> dict[str, Any]:
+    """The metric of every arm on every slice that holds clicks and other rows."""
+    out: dict[str, Any] = {}
+    for name, mask in parts.items():
+        cut = {arm: part(system, mask) for arm, system in systems.items()}
+        first = next(iter(cut.values())).rows[0][""]
+        if not 0 < int(first.click.sum()) < len(first):
+            continue
+        out[name] = {
+            "rows": int(mask.sum()),
+            metric: {arm: values(system, [metric])[metric].mean for arm, system in cut.items()},
+        }
+    return out
+
+
+def supported(claims: Sequence[dict[str, Any]]) -> bool:
+    """Whether any claim of a placebo world is shown."""
+    return any(row["verdict"] == "supported" for row in claims)
+
+
+def failed_leak(found: Mapping[str, Any]) -> str | None:
+    """The first leak test that failed."""
+    tests = found["leak_tests"].items()
+    return next((name for name, finding in tests if finding["passed"] is False), None)
+
+
+def cheap(data: Prepared, users: int) -> Scores:
+    """Scores [N] of the cheap baselines and, on planted worlds, of the oracle, on the test rows."""
+    log = data.impressions
+    every = log.of("test")
+    chosen = chosen_impressions(data, "test", users)
+    rows = np.isin(np.repeat(every, np.diff(log.offsets)[every]), chosen)
+    scores = dict(compute_baselines(data, "test", seed=0))
+    oracle = oracle_scores(data, "test")
+    if oracle is not None:
+        scores["oracle"] = oracle
+    return {name: values[rows] for name, values in scores.items()}
+
+
+def _gap_closed(study: Study, scores: Scores, metric: str, replicates: int) -> dict[str, Any]:
+    """Share of the gap to the oracle that each arm closes, on planted worlds."""
+    if "oracle" not in scores:
+        return {}
+    shares = {
+        name: gap_share(
+            {seed: folds[""] for seed, folds in system.rows.items()},
+            scores[GBDT[0]],
+            scores["oracle"],
+            metric,
+            replicates=replicates,
+        )
+        for name, system in study.systems.items()
+    }
+    return {
+        f"gap_closed_from_{GBDT[0]}": {
+            name: {
+                "share": share.share,
+                "seeds": None if share.seeds is None else [share.seeds.low, share.seeds.high],
+                "users": [share.users.low, share.users.high],
+            }
+            for name, share in shares.items()
+        }
+    }

@@ -1,0 +1,225 @@
+"""The fair test of LARR's scene vector: is it the text that helps?
+
+LARR (Wan et al., RecSys 2024) is reconstructed here, and no published figures exist to compare
+with. Arms × seeds over any data set folder; everything is kept in `out`, and the same command goes
+on where it was stopped. With `placebo` the whole study runs again on the world whose words mean
+nothing, where LARR must not win.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from bench.fair.arms import Arm
+from bench.fair.leaks import leak_tests
+from bench.fair.report import tables, write_page
+from bench.fair.results import (
+    Scores,
+    Subject,
+    cheap,
+    failed_leak,
+    metrics_of,
+    results,
+    supported,
+)
+from bench.fair.slices import scene_slices
+from bench.fair.study import Sizes, Study, run_study
+from bench.larr_arms import CONTROLS, OFF_THE_SHELF, PLACEBOS, SLICES, arms, claims
+from bench.larr_cost import scene_cost
+from raysys.data.dataset import Dataset
+from raysys.data.prepared import Prepared, prepare
+from raysys.errors import ConfigError
+from raysys.metrics.bootstrap import REPLICATES
+from raysys.options import load_yaml
+from raysys.recipes.registry import ready
+
+SUBJECT = Subject(name="larr", over="no-scene", placebos=PLACEBOS)
+NO_FIGURES = "no published figures compared: LARR is reconstructed, and none are known"
+
+
+def run(
+    data: str,
+    placebo: str | None = None,
+    config: str = "raysys/configs/ctr/larr-small.yaml",
+    out: str = "runs/bench-larr-fair",
+    encoder: str = OFF_THE_SHELF,
+    pooling: str = "mean",
+    variants: dict[str, str] | None = None,
+    seeds: int = 5,
+    other_seeds: int = 2,
+    rows: int = 300_000,
+    valid_rows: int = 30_000,
+    users: int = 2_000,
+    window: int = 500,
+    rare: int = 30,
+    max_core_hours: float = 4.0,
+    replicates: int = REPLICATES,
+) -> dict[str, Any]:
+    """Every arm with its figures, every claim with its intervals and words.
+
+    data, placebo: data set folders. config: of `ctr/larr`; what the arms have in common. encoder:
+    whose vectors LARR's arms read, by default an off-the-shelf one, without stages 1 and 2;
+    pooling: its pooling. variants: encoders that lack a stage, e.g. {no-cpt: dir:RUN/hf}. rows,
+    valid_rows, users, seeds, other_seeds, max_core_hours: see `Sizes`; they hold for each of the
+    two folders. On `placebo` only the arms run that a claim names.
+    window: events that arms which search the history see. rare: training requests below which a
+    scene value is rare.
+
+    Raises:
+        ConfigError: no config of `ctr/larr`, or `out` holds a study with other options.
+        RaysysError: what a training raised.
+    """
+    base = load_yaml(Path(config))
+    if "larr" not in base:
+        raise ConfigError(f"{config}: no config of ctr/larr; it has no section larr")
+    sizes = Sizes(
+        rows=rows,
+        valid_rows=valid_rows,
+        users=users,
+        seeds=seeds,
+        other_seeds=other_seeds,
+        max_core_hours=max_core_hours,
+    )
+    encoders = dict(variants or {})
+    chosen = arms(base, encoder, encoders, window, pooling)
+    result: dict[str, Any] = {
+        "bench": "larr-fair",
+        "published": NO_FIGURES,
+        "config": config,
+        "encoder": encoder,
+        "out": out,
+    }
+    for name, folder in (("data", data), ("placebo", placebo)):
+        if folder is not None:
+            where = Path(out) / name
+            _encode(chosen, base, folder)
+            prepared = prepare(Dataset(folder))
+            # No claim asks for the others where the law is off.
+            studied = chosen if name == "data" else [arm for arm in chosen if arm.named]
+            study = run_study(studied, base, folder, where, sizes)
+            scores = cheap(prepared, users)
+            found = _reported(study, base, prepared, scores, encoders, rare, replicates)
+            found |= {"data": folder, "window": window}
+            runs = where / "runs"
+            found["cost"] = scene_cost(prepared, runs / "larr" / "seed-0", runs / "din" / "seed-0")
+            found["leak_tests"] = _leaks(chosen, base, study, prepared, where, users, scores)
+            write_page(found, where, "larr", found["headline"])
+            result[name] = found
+    result["verdict"] = verdict(result)
+    result["stages_1_and_2"] = stages(result, encoder, encoders)
+    return result
+
+
+def markdown(result: dict[str, Any]) -> str:
+    """The tables of `run` for the page of results."""
+    parts = [
+        f"{NO_FIGURES[0].upper()}{NO_FIGURES[1:]}. Encoder: `{result['encoder']}`.",
+        f"Verdict: **{result['verdict']}**. Stages 1 and 2: {result['stages_1_and_2']}.",
+    ]
+    for name in ("data", "placebo"):
+        if name in result:
+            title = "The data" if name == "data" else "The same with the law of words off"
+            found = result[name]
+            parts.append(f"{title}. {tables(found, 'larr', found['headline'])}")
+    return "\n\n".join(parts)
+
+
+def verdict(result: dict[str, Any]) -> str:
+    """The fixed words of §5."""
+    found = result["data"]
+    leak = failed_leak(found)
+    if leak is not None:
+        return f"not to be trusted: {leak} failed"
+    if any(row["verdict"] == "no verdict" for row in found["claims"]):
+        return "no verdict: too few seeds"
+    if not _beaten(found, "larr-random"):
+        return "refuted: a random vector per value does as well"
+    if not all(_beaten(found, control) for control in CONTROLS):
+        helps = _beaten(found, "no-scene")
+        return "scene helps, not shown that text does" if helps else "not supported"
+    if not found["gain_where_text_should_help"]["at_least_overall"]:
+        return "not supported: the gain is not larger where ids know little"
+    if supported(_of(result.get("placebo", {}), "larr-random")):
+        return "not supported: LARR also wins where words mean nothing"
+    if found["planted"]:
+        return "supported on planted data, which test the code and not the claim"
+    return "supported"
+
+
+def stages(result: dict[str, Any], encoder: str, variants: dict[str, str]) -> str:
+    """What can be said of continual pretraining and contrastive tuning."""
+    if encoder == OFF_THE_SHELF:
+        return "not tested, the encoder is off the shelf"
+    if not variants:
+        return "not tested, no encoder without them was given"
+    lacking = [name for name in variants if not _beaten(result["data"], f"larr-{name}")]
+    return "unsupported: as good is " + ", ".join(lacking) if lacking else "supported"
+
+
+def _reported(
+    study: Study,
+    base: dict[str, Any],
+    data: Prepared,
+    scores: Scores,
+    variants: dict[str, str],
+    rare: int,
+    replicates: int,
+) -> dict[str, Any]:
+    sentences = [f for f in base["larr"]["features"] if f["kind"] == "context"]
+    contexts = list(dict.fromkeys(name for f in sentences for name in f["contexts"]))
+    parts = scene_slices(data, study.systems["larr"].rows[0][""], contexts, rare)
+    asked = claims(variants, metrics_of(data))
+    found, _ = results(study, data, SUBJECT, asked, parts, scores, replicates)
+    return {**found, "gain_where_text_should_help": _where_it_should(found)}
+
+
+def _where_it_should(found: dict[str, Any]) -> dict[str, Any]:
+    """Gains over (b) in the headline, on all rows and where ids have seen little."""
+
+    def gain(values: dict[str, float]) -> float:
+        return values["larr"] - values["dcnv2"]
+
+    metric = found["headline"]
+    overall = gain({arm: found["arms"][arm][metric]["mean"] for arm in ("larr", "dcnv2")})
+    slices = {
+        name: gain(found["slices"][name][metric]) for name in SLICES if name in found["slices"]
+    }
+    return {
+        "over": "dcnv2",
+        "metric": metric,
+        "overall": overall,
+        "slices": slices,
+        "at_least_overall": any(value >= overall for value in slices.values()),
+    }
+
+
+def _of(found: dict[str, Any], other: str) -> list[dict[str, Any]]:
+    start = f"larr better than {other} in "
+    return [row for row in found.get("claims", ()) if row["claim"].startswith(start)]
+
+
+def _beaten(found: dict[str, Any], other: str) -> bool:
+    """Whether LARR is shown to beat the arm in every metric."""
+    return all(row["verdict"] == "supported" for row in _of(found, other))
+
+
+def _encode(chosen: Sequence[Arm], base: dict[str, Any], folder: str) -> None:
+    """Encode every text of every arm now; trainings side by side only read the vector tables."""
+    for arm in chosen:
+        if arm.recipe == "ctr/larr":
+            ready(arm.config(base, {}, 0, {"data": folder}))
+
+
+def _leaks(
+    chosen: Sequence[Arm],
+    base: dict[str, Any],
+    study: Study,
+    data: Prepared,
+    out: Path,
+    users: int,
+    scores: Scores,
+) -> dict[str, Any]:
+    arm = next(arm for arm in chosen if arm.name == "larr")
+    rules = {name: values for name, values in scores.items() if name != "oracle"}
+    found = leak_tests(arm, base, data, study, out, users, rules)
+    return {finding.test: finding.model_dump(exclude={"test"}) for finding in found}

@@ -1,0 +1,195 @@
+"""The fair test of the scene vector: its arms, its slices, and which words come out."""
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from larr_runs import TINY, small_city
+
+from bench import larr_fair
+from bench.fair import study as study_module
+from bench.fair.slices import NEW_ITEMS, RARE_OR_UNSEEN, UNSEEN_VALUE, scene_slices
+from bench.larr_arms import arms, claims
+from bench.larr_fair import stages, verdict
+from raysys.data.dataset import Dataset
+from raysys.data.prepared import prepare
+from raysys.metrics import ScoredRows
+from raysys.options import load_yaml, merge, parse_overrides
+from raysys.recipes.larr import LarrRecipe
+
+BASE = load_yaml(Path("raysys/configs/ctr/larr-small.yaml"))
+
+
+@pytest.fixture(scope="module")
+def city(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("larr-fair") / "city"
+    small_city(out)
+    return out
+
+
+def test_every_arm_is_a_valid_recipe_and_differs_in_what_it_is_named_for() -> None:
+    variants = {"no-cpt": "dir:A", "no-cl": "dir:B"}
+    found = arms(BASE, "dir:E", variants, 300, "last")
+    assert {len(arm.tries) for arm in found if arm.tuned_as is None} == {4}
+    tuned = {arm.name for arm in found if arm.tuned_as is None}
+    configs: dict[str, Any] = {}
+    for arm in found:
+        assert arm.tuned_as is None or arm.tuned_as in tuned
+        for point in arm.tries or ({},):
+            configs[arm.name] = arm.config(BASE, point, 0, {"data": "D"})
+    larr = {name: c for name, c in configs.items() if isinstance(c, LarrRecipe)}
+    backbones = {name: config.scene_encoder.backbone for name, config in larr.items()}
+    assert backbones.pop("larr-no-cpt") == "dir:A" and backbones.pop("larr-no-cl") == "dir:B"
+    assert backbones.pop("off-the-shelf") == backbones.pop("single-pass") == "wheel:minilm"
+    assert set(backbones.values()) == {"dir:E"}
+    assert {config.larr.placebo for config in larr.values()} == {
+        None, "random_vectors", "permuted_texts", "shuffled_requests",
+    }  # fmt: skip
+    assert configs["larr-eta-0"].larr.alignment.weight == 0
+    assert configs["single-pass"].larr.single_pass
+    assert {"no-scene", "dcnv2", "din", "sim", "twin"} == set(configs) - set(larr)
+    assert configs["no-scene"].features.contexts == ()
+    assert configs["sim-m"].model.retriever == configs["sim"].model.retriever
+    off = {arm.name for arm in arms(BASE, "wheel:minilm", {}, 300, "mean")}
+    assert "off-the-shelf" not in off  # it is LARR's own encoder there
+    named = {arm.name for arm in found if arm.named}
+    assert {claim.b for claim in claims(variants, ("auc", "gauc_mean@user"))} <= named
+
+
+@pytest.mark.slow
+def test_slices_are_those_of_a_scan(city: Path) -> None:
+    data = prepare(Dataset(city))
+    rows = data.dataset.table("impressions").to_pylist()
+    train = [row for row in rows if row["split"] == "train"]
+    asked = [row for row in rows if row["split"] == "test"]
+    names = ("weather", "day")
+    met = {name: Counter(row["context"][name] for row in train) for name in names}
+    shown = {item for row in train for item in row["candidates"]}
+    stop = min(row["ts"] for row in rows if row["split"] != "train")
+    past = set()
+    for event in data.dataset.table("events").to_pylist():
+        if event["ts"] < stop and event["behaviour"] in data.dataset.manifest.history_behaviours:
+            past.add(event["user_id"])
+            shown.add(event["item_id"])
+    owner = [row for row in asked for _ in row["candidates"]]
+    items = [item for row in asked for item in row["candidates"]]
+    found = scene_slices(
+        data,
+        ScoredRows.of(
+            impression_id=[row["impression_id"] for row in owner],
+            user_id=[row["user_id"] for row in owner],
+            item_id=items,
+            score=np.zeros(len(items)),
+            click=[int(i in row["clicks"]) for i, row in zip(items, owner, strict=True)],
+        ),
+        names,
+        rare=20,
+    )
+    least = np.array([min(met[name][row["context"][name]] for name in names) for row in owner])
+    assert np.array_equal(found[UNSEEN_VALUE], least == 0) and found[UNSEEN_VALUE].any()
+    assert np.array_equal(found[RARE_OR_UNSEEN], least < 20)
+    assert np.array_equal(found["scene frequent"], least >= 20)
+    fresh = np.array([item not in shown for item in items])
+    assert not (found.get(NEW_ITEMS, np.zeros(len(items), bool)) & ~fresh).any()
+    assert np.array_equal(
+        found.get("cold users", np.zeros(len(items), bool)),
+        np.array([row["user_id"] not in past for row in owner]),
+    )
+
+
+def found_with(**words: str) -> dict[str, Any]:
+    """Claims that are all shown, but for those that are given."""
+    every = ("no-scene", "din", "dcnv2", "single-pass", "larr-random", "larr-no-cpt")
+    return {
+        "claims": [
+            {
+                "claim": f"larr better than {other} in {metric}",
+                "verdict": words.get(other.replace("-", "_"), "supported"),
+            }
+            for other in every
+            for metric in ("auc", "gauc_mean@user")
+        ],
+        "leak_tests": {"overlap": {"passed": None}, "candidate_permutation": {"passed": True}},
+        "gain_where_text_should_help": {"at_least_overall": True},
+        "planted": False,
+    }
+
+
+def test_the_words_are_those_of_the_specification() -> None:
+    none = "no difference shown"
+    assert verdict({"data": found_with()}) == "supported"
+    random = verdict({"data": found_with(larr_random=none, dcnv2=none)})
+    assert random == "refuted: a random vector per value does as well"
+    for control in ("dcnv2", "single_pass"):
+        words = verdict({"data": found_with(**{control: none})})
+        assert words == "scene helps, not shown that text does"
+    assert verdict({"data": found_with(dcnv2=none, no_scene=none)}) == "not supported"
+    assert verdict({"data": found_with(din="no verdict")}) == "no verdict: too few seeds"
+    flat = {**found_with(), "gain_where_text_should_help": {"at_least_overall": False}}
+    assert verdict({"data": flat}).startswith("not supported: the gain is not larger")
+    leaking = {**found_with(), "leak_tests": {"overlap": {"passed": False}}}
+    assert verdict({"data": leaking}) == "not to be trusted: overlap failed"
+    both = {"data": found_with(), "placebo": found_with()}
+    assert verdict(both) == "not supported: LARR also wins where words mean nothing"
+    both["placebo"] = found_with(larr_random=none)
+    assert verdict(both) == "supported"
+    planted = {**found_with(), "planted": True}
+    assert verdict({"data": planted}) == (
+        "supported on planted data, which test the code and not the claim"
+    )
+
+
+def test_stages_are_judged_only_where_encoders_without_them_are_given() -> None:
+    result = {"data": found_with(larr_no_cpt="no difference shown")}
+    assert stages(result, "wheel:minilm", {}) == "not tested, the encoder is off the shelf"
+    assert stages(result, "dir:E", {}) == "not tested, no encoder without them was given"
+    assert stages(result, "dir:E", {"no-cpt": "dir:A"}) == "unsupported: as good is no-cpt"
+    assert stages({"data": found_with()}, "dir:E", {"no-cpt": "dir:A"}) == "supported"
+
+
+@pytest.mark.slow
+def test_one_command_gives_figures_words_and_a_page_and_resumes(
+    city: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+
+    def run_tasks(
+        fn: Callable[[Any], Any], tasks: Sequence[Any], *, label: str, num_cpus: float
+    ) -> Iterator[Any]:
+        asked.append(len(tasks))
+        return map(fn, tasks)
+
+    def few(*given: Any) -> list[Any]:
+        kept = {"no-scene", "dcnv2", "din", "larr", "single-pass", "larr-random", "larr-permuted",
+                "larr-shuffled"}  # fmt: skip
+        chosen = [arm for arm in arms(*given) if arm.name in kept]
+        return [arm.model_copy(update={"tries": arm.tries[:1]}) for arm in chosen]
+
+    monkeypatch.setenv("RAYSYS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(study_module, "run_tasks", run_tasks)
+    monkeypatch.setattr(study_module, "ensure_ray", lambda env: True)
+    monkeypatch.setattr(larr_fair, "arms", few)
+    small = merge(BASE, parse_overrides([*TINY, "train.epochs=1"]))
+    monkeypatch.setattr(larr_fair, "load_yaml", lambda path: small)
+    options = dict(
+        data=str(city), out=str(tmp_path / "out"), seeds=1, other_seeds=1, rows=2000, users=20,
+        rare=20, window=20, replicates=50,
+    )  # fmt: skip
+    result = larr_fair.run(**options)
+    # Five tuned arms, then one seed of each of eight; a leak test trains once more.
+    assert asked == [5, 8, 1]
+    found = result["data"]
+    assert found["slices"][UNSEEN_VALUE]["rows"] > 0
+    assert found["cost"]["llm_calls_per_1000_requests"]["online"] == 0
+    assert found["cost"]["llm_calls_per_1000_requests"]["naive"] > 4000
+    assert {row["verdict"] for row in found["claims"]} == {"no verdict"}
+    assert result["stages_1_and_2"].startswith("not tested")
+    page = larr_fair.markdown(result)
+    assert "No published figures compared" in page and "| larr | 1 |" in page
+    assert (tmp_path / "out" / "data" / "differences.png").is_file()
+    again = larr_fair.run(**options)
+    assert asked == [5, 8, 1]
+    assert again["data"]["claims"] == found["claims"]
