@@ -22,6 +22,7 @@ BENCHES = {
     "cofars-cost": "bench.cofars_cost",
     "ctr-train": "bench.ctr_train",
     "gap": "bench.gap",
+    "longctr": "bench.longctr",
     "metrics": "bench.metrics",
     "serve": "bench.serve",
     "world": "bench.world",
