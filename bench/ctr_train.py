@@ -5,9 +5,7 @@ is a process of its own, and the runs of both sides alternate.
 """
 
 import json
-import os
 import statistics
-import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -20,14 +18,14 @@ import psutil
 from rich.console import Console
 
 from bench.equal_data import ITEM_FIELDS, data_sizes, fuxictr_data, planted_world
-from bench.equal_din import Job
+from bench.equal_run import Job
 from bench.peers.environment import FUXICTR, peer_python
+from bench.processes import figures_of
 from raysys.data.dataset import Dataset
 from raysys.data.prepared import Prepared, prepare
-from raysys.errors import RaysysError
 from raysys.training import TrainConfig
 
-PEER_SCRIPT = Path(__file__).parent / "peers" / "fuxictr_din.py"
+PEER_SCRIPT = Path(__file__).parent / "peers" / "fuxictr_longctr.py"
 LR, CLIP_NORM = 1e-3, 10.0
 _TRIAL_STEPS = 4  # enough to choose the number of loader processes
 NOTE = (
@@ -240,7 +238,7 @@ class _Bench:
         )
         path, out = self._new("job"), self._new("run")
         path.write_text(job.model_dump_json(), encoding="utf-8")
-        code = "from bench.equal_din import main; main()"
+        code = "from bench.equal_run import main; main()"
         label = f"raysys L={length} single={single} workers={workers}"
         return self._run([sys.executable, "-c", code, str(path), str(out)], threads, label)
 
@@ -286,13 +284,7 @@ class _Bench:
     def _run(self, command: list[str], threads: int | None, label: str) -> Figures:
         """The last line that `command` prints, which is JSON."""
         self.busy.append(psutil.cpu_percent(interval=1.0))
-        env = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
-        env["OMP_NUM_THREADS"] = str(threads or self.sizes.threads)
-        done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
-        if done.returncode:
-            last = " | ".join(done.stderr.strip().splitlines()[-5:])
-            raise RaysysError(f"a run of the bench failed ({label}): {last}")
-        figures: Figures = json.loads(done.stdout.splitlines()[-1])
+        figures = figures_of(command, threads or self.sizes.threads, label)
         self._console.print(f"{label}: {json.dumps(figures['samples_per_s'])} samples/s")
         return figures
 

@@ -1,4 +1,4 @@
-"""One data set for both sides of `ctr_train`: ours, and the same rows in FuxiCTR's layout."""
+"""One data set for both sides of a comparison: ours, and the same rows in FuxiCTR's layout."""
 
 from pathlib import Path
 
@@ -26,17 +26,30 @@ def planted_world(users: int, days: int, seed: int) -> Path:
     return path
 
 
-def split_rows(data: Prepared, split: str) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Candidate rows [R] of a split in table order, and their impressions [R]."""
+def impressions_of(data: Prepared, split: str, least: int = 0) -> npt.NDArray[np.int64]:
+    """Impressions of a split in table order whose histories have `least` events or more."""
     rows = data.impressions
     chosen = rows.of(split)
+    return chosen[rows.end[chosen] - rows.start[chosen] >= least]
+
+
+def split_rows(
+    data: Prepared, split: str, least: int = 0
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Candidate rows [R] of `impressions_of`, and the impressions they belong to [R]."""
+    rows = data.impressions
+    chosen = impressions_of(data, split, least)
     return rows.rows(chosen), np.repeat(chosen, np.diff(rows.offsets)[chosen])
 
 
-def fuxictr_data(data: Prepared) -> Path:
-    """The folder of the same rows, histories and codes for FuxiCTR, made if it is missing."""
+def fuxictr_data(data: Prepared, least: int = 0) -> Path:
+    """The folder of the same rows, histories and codes for FuxiCTR, made if it is missing.
+
+    Rows are grouped by their users. `least`: see `impressions_of`.
+    """
     features = fit_features(data, FEATURES)
-    path = cache_root() / "bench" / f"fuxictr-{data.dataset.manifest.hash}-{features.hash[:16]}"
+    name = f"longctr-{data.dataset.manifest.hash}-{features.hash[:16]}-{least}"
+    path = cache_root() / "bench" / name
     if path.exists():
         return path
     names = features.contexts.names
@@ -45,13 +58,14 @@ def fuxictr_data(data: Prepared) -> Path:
     sizes = (*features.item_cardinalities, *features.context_cardinalities)
 
     def of(split: str) -> Rows:
-        row, owner = split_rows(data, split)
+        row, owner = split_rows(data, split, least)
         return Rows(
             user=data.impressions.user[owner],
             end=data.impressions.end[owner],
             item=data.impressions.item[row],
             label=data.impressions.click[row],
             context={name: context[owner, index] for index, name in enumerate(names)},
+            group=data.impressions.user[owner],
         )
 
     write_fuxictr_dataset(

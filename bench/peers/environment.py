@@ -31,24 +31,42 @@ def peer_python(name: str, requirements: tuple[str, ...], *, root: Path | None =
     Raises:
         RaysysError: pip could not install the requirements, with its last lines.
     """
-    folder = (root or cache_root() / "peers") / name
+    folder = _folder(name, root)
     python = folder / "bin" / "python"
-    stamp = folder / "requirements.json"
-    wanted = json.dumps([sys.version_info[:2], list(requirements)])
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.with_name(f"{name}.lock")):
-        if stamp.is_file() and stamp.read_text(encoding="utf-8") == wanted and python.exists():
+        if is_made(name, requirements, root=root):
             return python
         shutil.rmtree(folder, ignore_errors=True)
         print(f"making the environment of {name} in {folder}", file=sys.stderr)
         try:
             venv.create(folder, with_pip=True)
             _pip_install(python, requirements)
-            stamp.write_text(wanted, encoding="utf-8")
+            _stamp(folder).write_text(_wanted(requirements), encoding="utf-8")
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)
             raise
     return python
+
+
+def is_made(name: str, requirements: tuple[str, ...], *, root: Path | None = None) -> bool:
+    """Whether `peer_python` would find the environment made."""
+    folder = _folder(name, root)
+    stamp = _stamp(folder)
+    made = stamp.is_file() and stamp.read_text(encoding="utf-8") == _wanted(requirements)
+    return made and (folder / "bin" / "python").exists()
+
+
+def _folder(name: str, root: Path | None) -> Path:
+    return (root or cache_root() / "peers") / name
+
+
+def _stamp(folder: Path) -> Path:
+    return folder / "requirements.json"
+
+
+def _wanted(requirements: tuple[str, ...]) -> str:
+    return json.dumps([sys.version_info[:2], list(requirements)])
 
 
 def _pip_install(python: Path, requirements: tuple[str, ...]) -> None:

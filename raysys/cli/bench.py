@@ -24,6 +24,7 @@ BENCHES = {
     "embed": "bench.embed",
     "gap": "bench.gap",
     "larr-fair": "bench.larr_fair",
+    "longctr": "bench.longctr",
     "metrics": "bench.metrics",
     "serve": "bench.serve",
     "world": "bench.world",

@@ -6,8 +6,6 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
-from raysys.layers.attention import TargetAttention
-
 # Places of events are the low bits of a sort key; windows are far shorter.
 _PLACE_BITS = 20
 _NOWHERE = torch.iinfo(torch.int64).min
@@ -71,11 +69,11 @@ class Retriever(nn.Module):
         raise NotImplementedError
 
     @abstractmethod
-    def weights(self, pairs: Pairs, attention: TargetAttention | None) -> Tensor:
+    def weights(self, pairs: Pairs, attention: Attention | None) -> Tensor:
         """How much each event counts for each candidate [B, C, L]; 0 where it is not chosen."""
 
     @abstractmethod
-    def forward(self, pairs: Pairs, attention: TargetAttention | None) -> Tensor:
+    def forward(self, pairs: Pairs, attention: Attention | None) -> Tensor:
         """Interest [B, C, D]; zeros where nothing is found."""
 
 
@@ -98,12 +96,12 @@ class TopK(Retriever):
         after rounding to single they are ties wherever in the window the events are.
         """
 
-    def second_stage(self, attention: TargetAttention | None) -> Attention:
+    def second_stage(self, attention: Attention | None) -> Attention:
         """What weighs the K events; `attention` is the ranker's."""
         assert attention is not None
         return attention
 
-    def weights(self, pairs: Pairs, attention: TargetAttention | None) -> Tensor:
+    def weights(self, pairs: Pairs, attention: Attention | None) -> Tensor:
         """See `Retriever`."""
         second = self.second_stage(attention)
         if self._all_fit(pairs):
@@ -114,7 +112,7 @@ class TopK(Retriever):
         out = weights.new_zeros(*index.shape[:2], pairs.keys.shape[1])
         return out.scatter_add(2, index, weights)
 
-    def forward(self, pairs: Pairs, attention: TargetAttention | None) -> Tensor:
+    def forward(self, pairs: Pairs, attention: Attention | None) -> Tensor:
         """See `Retriever`."""
         second = self.second_stage(attention)
         if self._all_fit(pairs):

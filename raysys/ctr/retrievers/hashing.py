@@ -7,8 +7,7 @@ SDIM: Sampling-based Deep Interest Modeling (Cao et al., CIKM 2022, arXiv 2205.1
 import torch
 from torch import Tensor, nn
 
-from raysys.ctr.retrievers.base import Pairs, Retriever, TopK
-from raysys.layers.attention import TargetAttention
+from raysys.ctr.retrievers.base import Attention, Pairs, Retriever, TopK
 
 
 class SimHash(nn.Module):
@@ -82,7 +81,7 @@ class BucketSums(Retriever):
         signs = self.hash(x[..., : self.item]).unflatten(-1, (self.groups, -1))
         return (signs * self.powers).sum(-1)
 
-    def forward(self, pairs: Pairs, attention: TargetAttention | None = None) -> Tensor:
+    def forward(self, pairs: Pairs, attention: Attention | None = None) -> Tensor:
         """See `Retriever`."""
         asked, _, sums = self._sums(pairs)
         unit = nn.functional.normalize(sums, dim=-1)
@@ -91,7 +90,7 @@ class BucketSums(Retriever):
             interest = interest + _of(unit[:, group], asked[..., group])
         return interest / self.groups
 
-    def weights(self, pairs: Pairs, attention: TargetAttention | None = None) -> Tensor:
+    def weights(self, pairs: Pairs, attention: Attention | None = None) -> Tensor:
         """See `Retriever`: forward(...) = weights · keys."""
         asked, lived, sums = self._sums(pairs)
         real = pairs.mask.unsqueeze(1)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from raysys.ctr.retrievers.base import Attention, Pairs, TopK, Widths
-from raysys.layers.attention import TargetAttention, masked_softmax
+from raysys.layers.attention import masked_softmax
 
 
 class SplitAttention(nn.Module):
@@ -84,7 +84,7 @@ class SplitSearch(TopK):
         """α; see `TopK`."""
         return self.attention.scores(pairs.query.double(), pairs.keys.double())
 
-    def second_stage(self, attention: TargetAttention | None) -> Attention:
+    def second_stage(self, attention: Attention | None) -> Attention:
         """See `TopK`."""
         return super().second_stage(attention) if self.attends else self.attention
 

@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from bench.equal_data import FEATURES, ITEM_FIELDS, fuxictr_data, planted_world, split_rows
-from bench.equal_din import EqualDIN, EqualTask, Job, RowLoader, run_job
+from bench.equal_din import EqualDIN
 from bench.equal_loaders import write_pointers
+from bench.equal_run import EqualTask, Job, RowLoader, run_job
 from raysys.data.batch import Collator
 from raysys.data.catalogue import Catalogue
 from raysys.data.dataset import Dataset
@@ -70,7 +71,10 @@ def fuxictr_weights(features: FeatureSpace, rng: np.random.Generator) -> dict[st
         for layer, (wide, out) in enumerate(pairwise(widths)):
             shapes[f"{prefix}.{2 * layer}.weight"] = (out, wide)
             shapes[f"{prefix}.{2 * layer}.bias"] = (out,)
+    shapes |= {f"{attention}.1.{name}": (5,) for name in ("alpha", "bn.running_mean")}
     weights = {k: rng.normal(size=v).astype(np.float32) for k, v in shapes.items()}
+    weights[f"{attention}.1.bn.running_var"] = np.ones(5, np.float32)
+    weights[f"{attention}.1.bn.num_batches_tracked"] = np.array(7)
     for name in names:
         weights[table(name)][0] = 0  # padding
     return weights
@@ -104,7 +108,8 @@ def test_the_model_is_fuxictrs_formula(
         "attention_layers.attention_layer.mlp.0",
     )
     flat = x.reshape(-1, 5)
-    x = x / (1 + np.exp(-(x - flat.mean(0)) / flat.std(0)))
+    gate = 1 / (1 + np.exp(-(x - flat.mean(0)) / flat.std(0)))
+    x = (gate + (1 - gate) * w["attention_layers.attention_layer.mlp.1.alpha"]) * x
     weight = (
         linear(x, "attention_layers.attention_layer.mlp.2") * batch.history_mask.numpy()[..., None]
     )
@@ -192,7 +197,7 @@ def test_a_run_counts_the_rows_after_the_warm_up(
     assert len(figures["losses"]) == 4
     assert 100 <= figures["samples"] <= 140
     assert figures["samples_per_s"] == figures["samples"] / figures["seconds"]
-    assert set(figures["valid"]) == {"auc", "logloss"}
+    assert set(figures["valid"]) == {"auc", "logloss", "gauc"}
 
 
 def test_steps_beyond_one_epoch_are_refused(data: Prepared, tmp_path: Path) -> None:

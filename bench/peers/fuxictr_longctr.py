@@ -1,8 +1,8 @@
-"""Train FuxiCTR's own DIN (model_zoo/LongCTR) and print its speed as one JSON line.
+"""Train a model of FuxiCTR's model_zoo/LongCTR; print its speed and quality as one JSON line.
 
 Run with the Python of the peer's environment, which has no raysys:
 
-    python fuxictr_din.py DATA SIZES.json
+    python fuxictr_longctr.py DATA SIZES.json
 
 DATA is a folder written by `write_fuxictr_dataset`, SIZES.json an object with the fields of
 `Sizes`. FuxiCTR's dataset, collator, model, optimiser and `fit` loop run unchanged; this file
@@ -21,23 +21,40 @@ from pathlib import Path
 import numpy as np
 import torch
 from fuxictr.features import FeatureMap
+from fuxictr.pytorch.models import BaseModel
 from fuxictr.pytorch.torch_utils import seed_everything
 from model_zoo.LongCTR.DIN.DIN import DIN
+from model_zoo.LongCTR.ETA.ETA import ETA
 from model_zoo.LongCTR.longctr_dataloader import LongCTRDataLoader
+from model_zoo.LongCTR.SDIM.SDIM import SDIM
+from model_zoo.LongCTR.SIM.SIM import SIM
+from model_zoo.LongCTR.TWIN.TWIN import TWIN
 
 GROUP = "group_id"
+MODELS = {model.__name__: model for model in (DIN, SIM, ETA, SDIM, TWIN)}
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """What is trained and for how long; defaults are those of FuxiCTR's DIN configuration."""
+    """What is trained and for how long; defaults are FuxiCTR's own.
+
+    attention_hidden_units to din_use_softmax concern DIN, short_seq_len and attention_dim all
+    others, topk SIM, ETA and TWIN, hash_bits ETA and SDIM, num_hashes and l2_norm SDIM.
+    """
 
     steps: int
+    model: str = "DIN"
     warmup_steps: int = 5
     embedding_dim: int = 64
     attention_hidden_units: tuple[int, ...] = (64,)
     attention_hidden_activations: str = "Dice"
     din_use_softmax: bool = False
+    short_seq_len: int = 50
+    attention_dim: int = 64
+    topk: int = 50
+    hash_bits: int = 32
+    num_hashes: int = 1
+    l2_norm: bool = False
     dnn_hidden_units: tuple[int, ...] = (500, 500, 500)
     dnn_activations: str = "ReLU"
     max_len: int = 50
@@ -52,8 +69,8 @@ class Sizes:
     evaluate: bool = False
 
 
-class MeasuredDIN(DIN):
-    """FuxiCTR's DIN with a clock: stops `fit` after the warm-up and the timed steps."""
+class Measured:
+    """A clock before a model of FuxiCTR: stops `fit` after the warm-up and the timed steps."""
 
     def measure(self, warmup_steps: int, steps: int) -> None:
         """Set the number of steps; call before `fit`."""
@@ -76,6 +93,11 @@ class MeasuredDIN(DIN):
             self._stop_training = True
         return loss
 
+    def evaluate_metrics(self, y_true, y_pred, metrics, group_id=None):
+        """FuxiCTR's metrics; the scores are kept."""
+        self.scores = y_pred
+        return super().evaluate_metrics(y_true, y_pred, metrics, group_id)
+
     def load_weights(self, checkpoint):
         """Nothing: `fit` ends by loading its best checkpoint, and a measurement makes none."""
 
@@ -94,7 +116,7 @@ def loader(data: Path, feature_map: FeatureMap, split: str, sizes: Sizes) -> Lon
     )
 
 
-def build(data: Path, sizes: Sizes) -> tuple[FeatureMap, MeasuredDIN]:
+def build(data: Path, sizes: Sizes) -> tuple[FeatureMap, BaseModel]:
     """The feature map and a freshly initialised model."""
     feature_map = FeatureMap("data", str(data))
     params = {"embedding_dim": sizes.embedding_dim, "group_id": GROUP}
@@ -104,44 +126,51 @@ def build(data: Path, sizes: Sizes) -> tuple[FeatureMap, MeasuredDIN]:
         metrics.append("gAUC")
     else:
         feature_map.group_id = None
-    model = MeasuredDIN(
+    # Every model ignores the options that it does not know.
+    options = {k: list(v) if isinstance(v, tuple | list) else v for k, v in asdict(sizes).items()}
+    model = type(sizes.model, (Measured, MODELS[sizes.model]), {})(
         feature_map,
-        embedding_dim=sizes.embedding_dim,
-        attention_hidden_units=list(sizes.attention_hidden_units),
-        attention_hidden_activations=sizes.attention_hidden_activations,
-        din_use_softmax=sizes.din_use_softmax,
-        dnn_hidden_units=list(sizes.dnn_hidden_units),
-        dnn_activations=sizes.dnn_activations,
-        learning_rate=sizes.learning_rate,
         optimizer="adam",
         loss="binary_crossentropy",
         metrics=metrics,
         verbose=0,
         model_root=str(data),
+        **options,
     )
     return feature_map, model
 
 
-def save_weights(model: DIN, path: Path) -> None:
+def save_weights(model: BaseModel, path: Path) -> None:
     """All parameters and buffers as an .npz of plain arrays under FuxiCTR's names."""
     np.savez(path, **{name: value.numpy() for name, value in model.state_dict().items()})
 
 
-def run(data: Path, sizes: Sizes, weights_before: Path | None, weights_after: Path | None) -> dict:
+@dataclass(frozen=True)
+class Outputs:
+    """Files to write, all optional: the weights before and after training (.npz), and the
+    probabilities of valid.parquet in its order (.npy), which need `Sizes.evaluate`.
+    """
+
+    weights_before: Path | None = None
+    weights_after: Path | None = None
+    scores: Path | None = None
+
+
+def run(data: Path, sizes: Sizes, outputs: Outputs) -> dict:
     """Train and return the figures."""
     torch.set_num_threads(sizes.threads)
     seed_everything(sizes.seed)
     feature_map, model = build(data, sizes)
-    if weights_before:
-        save_weights(model, weights_before)
+    if outputs.weights_before:
+        save_weights(model, outputs.weights_before)
     train = loader(data, feature_map, "train", sizes)
     model.measure(sizes.warmup_steps, sizes.steps)
     total = sizes.warmup_steps + sizes.steps
     # Never evaluates inside the loop: eval_steps lies beyond the last step.
     model._eval_steps = total + 1
     model.fit(train, epochs=total)
-    if weights_after:
-        save_weights(model, weights_after)
+    if outputs.weights_after:
+        save_weights(model, outputs.weights_after)
     seconds = model.end - model.begin
     result = {
         "samples_per_s": model.samples / seconds,
@@ -156,6 +185,8 @@ def run(data: Path, sizes: Sizes, weights_before: Path | None, weights_after: Pa
     if sizes.evaluate:
         metrics = model.evaluate(loader(data, feature_map, "valid", sizes))
         result["valid"] = {name: float(value) for name, value in metrics.items()}
+        if outputs.scores:
+            np.save(outputs.scores, model.scores)
     return result
 
 
@@ -166,9 +197,11 @@ def main() -> None:
     parser.add_argument("sizes", type=Path)
     parser.add_argument("--weights-before", type=Path, help="write the initial weights (.npz)")
     parser.add_argument("--weights-after", type=Path, help="write the trained weights (.npz)")
+    parser.add_argument("--scores", type=Path, help="write the probabilities of valid (.npy)")
     arguments = parser.parse_args()
     sizes = Sizes(**json.loads(arguments.sizes.read_text(encoding="utf-8")))
-    result = run(arguments.data, sizes, arguments.weights_before, arguments.weights_after)
+    outputs = Outputs(arguments.weights_before, arguments.weights_after, arguments.scores)
+    result = run(arguments.data, sizes, outputs)
     json.dump(result, sys.stdout)
     print()
 
