@@ -44,7 +44,9 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 def config(root: Path, recipe: str = "larr", **changes: Any) -> ServeConfig:
     models = dict(ctr=dict(run=root / recipe), **changes.pop("models", {}))
-    return ServeConfig.model_validate(dict(models=models, **changes))
+    # Time is not what is tested here, and the machine may be busy.
+    http = dict(request_timeout_s=60)
+    return ServeConfig.model_validate(dict(models=models, http=http, **changes))
 
 
 class Local:
