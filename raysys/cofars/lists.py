@@ -142,9 +142,10 @@ class Lists:
         For each prototype of a user his contexts are gone through in a random order, and those
         are taken that do not make the list longer than it was; then those that bring its length
         nearer to what it was, though beyond. It misses the old length by at most half the events
-        of a single context. What a context prefers has no part in it, nor which contexts the
-        prototype had: only how many events these held. The order depends on the seed and the
-        user's contexts, so that a history sent with a request is dealt like the same one stored.
+        of a single context; of the part of a history that an early request sees this holds
+        roughly. What a context prefers has no part in it, nor which contexts the prototype had:
+        only how many events these held. The order depends on the seed and the user's contexts, so
+        that a history sent with a request is dealt like the same one stored.
         """
         events = np.diff(self.index.entry_begin)
         bits = np.empty_like(self.bits)
