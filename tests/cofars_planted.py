@@ -10,6 +10,7 @@ from raysys.cofars.encoder import ContextEncoder
 from raysys.cofars.requests import RequestReader
 from raysys.cofars.selector import CofarsSelector
 from raysys.data.attribute_counts import ContextCounts, count_contexts, event_keys
+from raysys.data.attributes import AttributeField, Attributes
 from raysys.data.batch import Pointers
 from raysys.data.context_index import ContextIndex
 from raysys.data.context_keys import ContextTable
@@ -26,6 +27,15 @@ CODEC = ContextCodec(
 CUISINES, PRICES, CLUSTERS = 8, 4, 4
 WIDTHS = (CUISINES, PRICES)
 ITEMS = CUISINES * PRICES * 2
+FIELDS = Attributes(
+    fields=(AttributeField(source="brand"), AttributeField(source="price", edges=(10, 20, 30))),
+    features=(
+        ContextFeature(
+            name="brand", kind="categorical", values=tuple(f"brand{n}" for n in range(WIDTHS[0]))
+        ),
+        ContextFeature(name="price", kind="numeric", edges=(10, 20, 30)),
+    ),
+)
 # Values [2 + items, 2]: padding and the unknown item have none.
 VALUES = np.array(
     [(-1, -1)] * 2 + [(i % CUISINES, i // CUISINES % PRICES) for i in range(ITEMS)], np.int32

@@ -100,7 +100,7 @@ def ctr_run(
         attention_hidden=(8,),
         init_std=0.5,
         orders=True,
-        retriever=fit_retriever(retriever, data, features.contexts),
+        retriever=fit_retriever(retriever, data, features.contexts, 0),
     )
     name = f"ctr-{histories}-{retriever.kind if retriever else None}"
     return _save(root / name, data, "ctr/din", DIN, options, features, {}, histories)

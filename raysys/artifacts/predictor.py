@@ -62,8 +62,9 @@ class Predictor:
     Histories come with the request, or from `histories` (a data set's, an online store's), or
     from the run's snapshot, in this order; a user known to none of them is cold.
 
-    `unknown` counts ids and users that were not known, over the life of the predictor; a user
-    whose history came with the request is known.
+    `unknown` counts items, users and contexts that were not known, over the life of the
+    predictor. A user whose history came with the request is known, a context if the request has
+    a value of each of the model's features and training met it.
     """
 
     def __init__(
@@ -233,6 +234,7 @@ class Predictor:
             chunk = part if len(chosen) == len(part) else part.take(chosen)
             pointers = chunk.pointers(self.run.catalogue, collate.histories, self.codec)
             self.unknown["items"] += int((pointers.candidates == OOV).sum())
+            self.unknown["contexts"] += int((pointers.context < FIRST).any(1).sum())
             self.unknown["users"] += int((collate.histories.lookup(chunk.users) < 0).sum())
             yield _Chunk(names[chosen], pointers, collate, self.device)
 

@@ -87,13 +87,15 @@ class BackOffStep(_Frozen):
 class RetrievalExplanation(_Frozen):
     """Why a request was shown these events of its user.
 
-    target: the request's own context in words; known_user, known_context: met in training;
+    target: the request's own context in words; missing: the features of contexts that the request
+    lacks, which count as nothing; known_user, known_context: met in training;
     threshold: of beta; contexts: those that brought events, the first steps and the largest
     first, at most a few; contexts_left_out: how many more there are; back_off: the steps that
     brought events, in order; events: retrieved in all.
     """
 
     target: dict[str, str]
+    missing: tuple[str, ...] = ()
     known_user: bool
     known_context: bool
     threshold: float

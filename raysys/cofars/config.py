@@ -1,9 +1,10 @@
 """Options of CoFARS. Defaults are the repaired method; the paper's text is reached by switches."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
+from raysys.ctr.retrievers.draws import MAX_SEED
 from raysys.data.attributes import AttributeConfig
 from raysys.data.manifest import known_behaviours
 from raysys.layers.divergence import Kind
@@ -115,22 +116,21 @@ class ListConfig(_Frozen):
     """The K retrieved events. `strict`: short lists stay short; otherwise events of contexts
     ever less like the target fill them, and at last the most recent ones.
 
-    `placebo` breaks what the lists say and keeps their lengths: `permuted` gives every event the
-    context of an earlier event of its user, `random` deals each user's contexts to prototypes at
-    random, as many to each as before.
+    `placebo` breaks what the lists say: `permuted` gives every event the context of one of its
+    user's events up to itself, so that where contexts do not change in the course of time, each
+    has as many events as before on average; `random` draws the contexts of each user's prototypes
+    anew, so that each prototype has about as many events as before, see `Lists.dealt`.
+    `placebo_seed` of these draws, left out: `train.seed`.
     """
 
     events: Count = 100  # K
     strict: bool = False
     placebo: Literal["permuted", "random"] | None = None
-    placebo_seed: Annotated[int, Field(ge=0)] = 0
+    placebo_seed: Annotated[int, Field(ge=0, le=MAX_SEED)] | None = None
 
 
 class CofarsConfig(_Frozen):
-    """Everything about the selector; the ranker behind it has options of its own.
-
-    `phases`: fit the selector, freeze it, fit the ranker; or both together.
-    """
+    """Everything about the selector; the ranker behind it has options of its own."""
 
     contexts: ContextConfig
     preferences: PreferenceConfig
@@ -141,4 +141,10 @@ class CofarsConfig(_Frozen):
     lists: ListConfig = ListConfig()
     item_dim: Count = 16
     recent: Count = 20  # r
-    phases: Literal["separate", "joint"] = "separate"
+
+    def seeded(self, seed: int) -> Self:
+        """With `seed` for the draws of a placebo, where none is given."""
+        if self.lists.placebo_seed is not None:
+            return self
+        lists = self.lists.model_copy(update={"placebo_seed": seed})
+        return self.model_copy(update={"lists": lists})

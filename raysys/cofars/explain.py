@@ -20,6 +20,7 @@ from raysys.data.attribute_counts import event_keys
 from raysys.data.attributes import Attributes
 from raysys.data.batch import Pointers
 from raysys.data.catalogue import Catalogue
+from raysys.data.contexts import MISSING
 
 Floats = npt.NDArray[np.float32]
 
@@ -97,6 +98,13 @@ class Explainer:
         )
         return RetrievalExplanation(
             target=target,
+            missing=tuple(
+                name
+                for name, code in zip(
+                    table.codec.names, table.codes(choice.targets[row]).tolist(), strict=True
+                )
+                if code == MISSING
+            ),
             known_user=bool(choice.requests.user[row] >= 0),
             known_context=bool(choice.requests.target_row[row] > 0),
             threshold=gate.theta,

@@ -9,15 +9,16 @@ from pydantic import BaseModel, ConfigDict
 
 from raysys.cofars.config import CofarsConfig
 from raysys.cofars.selector import CofarsSelector
-from raysys.data.attribute_counts import ContextCounts, Values, count_contexts, rows_before
+from raysys.data.attribute_counts import ContextCounts, Values
 from raysys.data.attributes import Attributes, fit_attributes
 from raysys.data.context_keys import ContextTable
 from raysys.data.contexts import FIRST, ContextCodec
 from raysys.data.features import training_item_counts
-from raysys.data.histories import UNKNOWN_TS, Histories
+from raysys.data.histories import Histories
 from raysys.data.prepared import Prepared
-from raysys.data.schema import BEHAVIOURS
 from raysys.data.split import stable_hash
+from raysys.data.training_counts import TrainingCounts
+from raysys.data.training_counts import training_stop as training_stop
 from raysys.errors import ConfigError
 
 Ints = npt.NDArray[np.int64]
@@ -67,7 +68,7 @@ class TrainingLog:
 def fit_contexts(
     data: Prepared, options: CofarsConfig, codec: ContextCodec
 ) -> tuple[CofarsFit, TrainingLog]:
-    """Fit on the events before the end of training.
+    """Fit on the events before the end of training, see `training_stop`.
 
     codec: the ranker's context features, fitted on the training split.
 
@@ -75,58 +76,45 @@ def fit_contexts(
         ConfigError: a context feature that the ranker does not have; attributes that cannot tell
             contexts apart.
     """
-    histories, items = data.histories, data.dataset.table("items")
-    attributes = check_fields(data, options, codec)
-    stop = training_stop(data)
-    translate = codec.translator(histories.codec)
-    met = (translate(histories.context[rows]) for rows in rows_before(histories, stop))
-    table = ContextTable.fit(codec, options.contexts.features, options.contexts.drop, met)
-    values = attributes.encode(items)
-    kinds = [BEHAVIOURS.index(name) for name in options.preferences.behaviours]
-    counts = count_contexts(histories, table, values, attributes.widths, stop, kinds)
+    contexts, preferences = options.contexts, options.preferences
+    _check_names(contexts.features, codec)
+    found = TrainingCounts.of(
+        data,
+        codec,
+        contexts.features,
+        contexts.drop,
+        preferences.attributes,
+        preferences.behaviours,
+    )
     rows = data.impressions
     known = np.unique(rows.user[rows.of("train")]).astype(np.int64)
-    user_hash = np.sort(hash_users(histories)[known])
-    fitted = CofarsFit(options=options, table=table, attributes=attributes, users=len(known))
-    return fitted, TrainingLog(user_hash, counts, values)
+    user_hash = np.sort(hash_users(data.histories)[known])
+    fitted = CofarsFit(
+        options=options, table=found.table, attributes=found.attributes, users=len(known)
+    )
+    return fitted, TrainingLog(user_hash, found.counts, found.values)
 
 
-def check_fields(data: Prepared, options: CofarsConfig, codec: ContextCodec) -> Attributes:
-    """The fitted attributes, if contexts and attributes are what these data have.
+def check_fields(data: Prepared, options: CofarsConfig, codec: ContextCodec) -> None:
+    """Check that contexts and attributes are what these data have.
 
     Raises:
         ConfigError: see `fit_contexts`.
     """
-    names = options.contexts.features
+    contexts = options.contexts
+    _check_names(contexts.features, codec)
+    ContextTable.fit(codec, contexts.features, contexts.drop, ())
+    met_items = training_item_counts(data)[FIRST:]
+    fit_attributes(data.dataset.table("items"), met_items, options.preferences.attributes)
+
+
+def _check_names(names: tuple[str, ...], codec: ContextCodec) -> None:
     missing = sorted(set(names) - set(codec.names))
     if missing:
         raise ConfigError(
             f"cofars.contexts.features: {', '.join(missing)} not among the context features of "
             f"the model; it has {', '.join(codec.names) or 'none'}"
         )
-    ContextTable.fit(codec, names, options.contexts.drop, ())
-    met_items = training_item_counts(data)[FIRST:]
-    items = data.dataset.table("items")
-    return fit_attributes(items, met_items, options.preferences.attributes)
-
-
-def training_stop(data: Prepared) -> Ints:
-    """Exclusive event row [U] of each user: where the events of the training time end.
-
-    Before the first request of validation and test where these lie after all of training; else
-    before the user's last training request.
-    """
-    rows, histories = data.impressions, data.histories
-    train = rows.of("train")
-    later = np.setdiff1d(np.arange(len(rows.split)), train, assume_unique=True)
-    if len(later) and not (rows.ts == UNKNOWN_TS).any():
-        cut = rows.ts[later].min()
-        if rows.ts[train].max() < cut:
-            users = np.arange(len(histories.users))
-            return histories.end_before(users, np.full(len(users), cut))
-    stop: Ints = histories.start[:-1].copy()
-    np.maximum.at(stop, rows.user[train], rows.end[train])
-    return stop
 
 
 def hash_users(histories: Histories) -> Ints:

@@ -5,28 +5,23 @@ Contexts belong to a prototype by the edge gate without noise, on vectors before
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
 import torch
 
 from raysys.cofars.nightly import Nightly
 from raysys.cofars.selector import CofarsSelector
-from raysys.data.columns import ColumnFolder
+from raysys.ctr.retrievers.draws import mixed
 from raysys.data.context_index import ContextIndex, UserContexts
 from raysys.data.context_keys import ContextTable
-from raysys.errors import ArtifactError
 
 Ints = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
 # Passes the numbers of some work on, and may show how far it is.
 Track = Callable[[Sequence[int]], Iterable[int]]
 _CHUNK = 1 << 14  # contexts held at once
-
-
-_AGAIN = "build them with: raysys build cofars-lists RUN --data DIR"
+_USERS = 1 << 12  # users dealt at once
 
 
 @dataclass(frozen=True)
@@ -141,10 +136,27 @@ class Lists:
         return Lists(index, bits, self.prototypes, self.model, graphs)
 
     def dealt(self, seed: int) -> "Lists":
-        """A placebo: the prototypes of each user's contexts in another order, drawn at random."""
-        owner = np.repeat(np.arange(self.index.users), np.diff(self.index.pair_begin))
-        order = np.lexsort((np.random.default_rng(seed).random(len(owner)), owner))
-        return replace(self, bits=self.bits[order])
+        """A placebo: each user's prototypes get contexts drawn at random, with about as many
+        events as before.
+
+        For each prototype of a user his contexts are gone through in a random order, and those
+        are taken that do not make the list longer than it was; then those that bring its length
+        nearer to what it was, though beyond. It misses the old length by at most half the events
+        of a single context; of the part of a history that an early request sees this holds
+        roughly. What a context prefers has no part in it, nor which contexts the prototype had:
+        only how many events these held. The order depends on the seed and the user's contexts, so
+        that a history sent with a request is dealt like the same one stored.
+        """
+        events = np.diff(self.index.entry_begin)
+        bits = np.empty_like(self.bits)
+        for low in range(0, self.index.users, _USERS):
+            begin = self.index.pair_begin[low : low + _USERS + 1]
+            part = slice(int(begin[0]), int(begin[-1]))
+            old = self.members(np.arange(part.start, part.stop))
+            owner = np.repeat(np.arange(len(begin) - 1), np.diff(begin))
+            new = _redrawn(old, owner, events[part], self.index.key[part], seed)
+            bits[part] = np.packbits(new, axis=1)
+        return replace(self, bits=bits)
 
     def membership(self, contexts: UserContexts) -> Bools:
         """[S, P] of the contexts of some requests, read from the lists."""
@@ -159,51 +171,31 @@ class Lists:
         """How many (context, prototype) pairs belong together."""
         return int(np.bitwise_count(self.bits).sum(dtype=np.int64))
 
-    def save(self, folder: Path) -> None:
-        """Write the lists as Arrow IPC columns into `folder`."""
-        self.index.save(folder)
-        columns = ColumnFolder(folder)
-        columns.write("bits", self.bits)
-        if self.nightly is not None:
-            self.nightly.save(folder)
-        (folder / "model").write_text(f"{self.model} {self.prototypes}", encoding="utf-8")
 
-    @staticmethod
-    def version(folder: Path) -> str:
-        """The selector that the lists in `folder` were made with.
+def _redrawn(member: Bools, owner: Ints, events: Ints, keys: Ints, seed: int) -> Bools:
+    """Which contexts [n] belong to which prototypes [n, P] instead, see `Lists.dealt`.
 
-        Raises:
-            ArtifactError: there are none.
-        """
-        return _header(folder)[0]
-
-    @classmethod
-    def load(cls, folder: Path, model: str) -> "Lists":
-        """Open memory-mapped lists.
-
-        Raises:
-            ArtifactError: there are none, a part is missing, or they were made with another
-                selector.
-        """
-        made, prototypes = _header(folder)
-        if made != model:
-            raise ArtifactError(
-                f"{folder}: lists of model {made} cannot serve model {model}; {_AGAIN}"
-            )
-        try:
-            bits = ColumnFolder(folder).read("bits")
-            index, nightly = ContextIndex.load(folder), Nightly.load(folder)
-        except (OSError, pa.ArrowInvalid) as error:
-            raise ArtifactError(f"{folder}: the lists are incomplete; {_AGAIN}") from error
-        return cls(index, bits, int(prototypes), model, nightly)
-
-
-def _header(folder: Path) -> tuple[str, str]:
-    try:
-        made, prototypes = (folder / "model").read_text(encoding="utf-8").split()
-    except (OSError, ValueError) as error:
-        raise ArtifactError(f"{folder}: holds no CoFARS lists; {_AGAIN}") from error
-    return made, prototypes
+    owner [n] ascending number of the user, events [n], keys [n].
+    """
+    users, count = int(owner.max(initial=-1)) + 1, member.shape[1]
+    missing = np.zeros((users, count), np.int64)
+    np.add.at(missing, owner, member * events[:, None])
+    history = np.zeros(users, np.uint64)
+    np.add.at(history, owner, mixed(seed, keys, events))
+    drawn = mixed(seed, history[owner][:, None], keys[:, None], np.arange(count))
+    order = np.argsort(drawn, axis=0)
+    order = np.take_along_axis(order, np.argsort(owner[order], axis=0, kind="stable"), 0)
+    out = np.zeros_like(member)
+    place = np.arange(len(owner)) - np.searchsorted(owner, owner)
+    turns = np.split(np.argsort(place, kind="stable"), np.cumsum(np.bincount(place))[:-1])
+    for most in (1, 2):  # first what fits, then what comes nearer though it is too much
+        for rows in turns:  # the first context of each user, then the second of each, …
+            pair, user = order[rows], owner[rows]
+            free = ~out[pair, np.arange(count)] & (missing[user] > 0)
+            taken = free & (events[pair] < most * missing[user] + (2 - most))
+            out[pair, np.arange(count)] |= taken
+            missing[user] -= np.where(taken, events[pair], 0)
+    return out
 
 
 def tiers(

@@ -5,6 +5,7 @@ Online there remain the short-term state and the gates of the prototypes.
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +21,6 @@ Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float32]
 Bools = npt.NDArray[np.bool_]
 _CHUNK = 64  # users whose graphs are held at once
-_ARRAYS = ("end", "prototypes", "similarity")
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,8 @@ class Nightly:
     end [U]: how many events of each user the graph has seen; prototypes [U, P·D]: õ;
     similarity [pairs, P] of each c̃ with the õ of its user.
     """
+
+    COLUMNS: ClassVar = ("nightly_end", "nightly_prototypes", "nightly_similarity")
 
     end: Ints
     prototypes: Floats
@@ -80,16 +82,16 @@ class Nightly:
     def save(self, folder: Path) -> None:
         """Write the arrays as Arrow IPC columns into `folder`."""
         columns = ColumnFolder(folder)
-        for name in _ARRAYS:
-            columns.write(f"nightly_{name}", getattr(self, name))
+        for name, values in zip(
+            self.COLUMNS, (self.end, self.prototypes, self.similarity), strict=True
+        ):
+            columns.write(name, values)
 
     @classmethod
-    def load(cls, folder: Path) -> "Nightly | None":
-        """Memory-mapped, None if there are none."""
+    def load(cls, folder: Path) -> "Nightly":
+        """Memory-mapped."""
         columns = ColumnFolder(folder)
-        if not columns.file(f"nightly_{_ARRAYS[0]}").is_file():
-            return None
-        return cls(*(columns.read(f"nightly_{name}") for name in _ARRAYS))
+        return cls(*(columns.read(name) for name in cls.COLUMNS))
 
 
 def _graphs(table: ContextTable, index: ContextIndex, seen: UserContexts, users: Ints) -> Requests:

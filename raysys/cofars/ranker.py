@@ -19,7 +19,7 @@ from raysys.cofars.lists import Lists, Track
 from raysys.cofars.requests import RequestReader
 from raysys.cofars.retriever import CofarsRetriever
 from raysys.cofars.selector import CofarsSelector
-from raysys.cofars.stored import made_of
+from raysys.cofars.stored import load_lists, made_of
 from raysys.ctr.din import DIN, DINConfig
 from raysys.ctr.retrievers.draws import earlier
 from raysys.data.attribute_counts import event_keys
@@ -30,6 +30,7 @@ from raysys.data.context_index import ContextIndex
 from raysys.data.context_keys import ContextTable
 from raysys.data.contexts import ContextCodec
 from raysys.data.features import FeatureSpace
+from raysys.data.files import standing
 from raysys.data.histories import Histories
 
 Ints = npt.NDArray[np.int64]
@@ -87,6 +88,7 @@ class CofarsDIN(DIN):
         self.placebo = placebo
         self.placebo_seed = placebo_seed
         self._stored: Path | None = None
+        self._name = ""  # of the frozen model
 
     @classmethod
     def arguments(cls, config: CofarsDINConfig, features: FeatureSpace) -> dict[str, Any]:  # type: ignore[override]
@@ -112,7 +114,7 @@ class CofarsDIN(DIN):
             "add_target": chosen.graph.target == "add",
             "strict": chosen.lists.strict,
             "placebo": chosen.lists.placebo,
-            "placebo_seed": chosen.lists.placebo_seed,
+            "placebo_seed": chosen.lists.placebo_seed or 0,
             "history_length": chosen.lists.events,
         }
 
@@ -120,6 +122,7 @@ class CofarsDIN(DIN):
         """The selector stays as it is: without noise, its items encoded once."""
         super().train(mode)
         if mode:
+            self._name = ""
             self.chooser.eval()
             self.chooser.items.freeze()
         return self
@@ -178,11 +181,23 @@ class CofarsDIN(DIN):
         assert isinstance(collate.selector, _Events)
         return Explainer(collate.selector.retriever, self.attributes, catalogue)(pointers)
 
+    def freeze(self) -> None:
+        """See `Ranker`."""
+        super().freeze()
+        self._name = self._named()
+
     def selector_id(self) -> str:
-        """12 hex digits that name the selector: its weights, its contexts and its users."""
+        """12 hex digits that name the selector: its weights, its contexts, its users and the
+        placebo that its lists are. Computed once where the model is frozen."""
+        return self._name or self._named()
+
+    def _named(self) -> str:
         state = {f"chooser.{k}": v.contiguous() for k, v in self.chooser.state_dict().items()}
         body = to_safetensors({**state, "user_hash": self.user_hash})
-        return hashlib.sha256(body + self.table.model_dump_json().encode()).hexdigest()[:12]
+        digest = hashlib.sha256(body + self.table.model_dump_json().encode())
+        if self.placebo is not None:
+            digest.update(f"{self.placebo} {self.placebo_seed}".encode())
+        return digest.hexdigest()[:12]
 
     def open_indexes(self, folder: Path) -> None:
         """See `Ranker`: lists made by `write_lists`, used for the histories they were made of.
@@ -191,14 +206,17 @@ class CofarsDIN(DIN):
             ArtifactError: lists of another selector, or incomplete ones.
         """
         self._stored = folder / LISTS
-        if self._stored.is_dir():
-            Lists.load(self._stored, self.selector_id())
+        if standing(self._stored).is_dir():
+            load_lists(self._stored, self.selector_id())
 
     def _open(self, histories: Histories) -> Lists | None:
-        model, folder = self.selector_id(), self._stored
-        if folder is None or not made_of(folder, model, histories):
+        # Nobody has stored lists of histories that came with requests.
+        if self._stored is None or histories.owners is not None:
             return None
-        return Lists.load(folder, model)
+        model = self.selector_id()
+        if not made_of(self._stored, model, histories):
+            return None
+        return load_lists(self._stored, model)
 
 
 class _Events:

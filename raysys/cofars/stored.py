@@ -1,7 +1,7 @@
 """Lists in a folder, with the selector and the histories that they belong to.
 
-Beside the columns of `Lists`: `histories`, the name of what they were made of, and `users`, the
-users' hashes in the order of the lists.
+The columns of `Lists`, `lists.json`, which says what they are, `histories`, the name of what they
+were made of, and `users`, the users' hashes in the order of the lists.
 """
 
 import hashlib
@@ -9,20 +9,26 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from raysys.cofars.fit import hash_users
 from raysys.cofars.lists import Lists
+from raysys.cofars.nightly import Nightly
 from raysys.cofars.selector import CofarsSelector
 from raysys.data.attribute_counts import event_keys
 from raysys.data.columns import ColumnFolder
+from raysys.data.context_index import ContextIndex
 from raysys.data.context_keys import ContextTable
-from raysys.data.files import new_folder
+from raysys.data.files import new_folder, standing
 from raysys.data.histories import Histories
 from raysys.errors import ArtifactError
 
 Ints = npt.NDArray[np.int64]
+_HEADER = "lists.json"
+_BITS = "bits"
 _NAME = "histories"
 _USERS = "users"
+_AGAIN = "build them with: raysys build cofars-lists RUN --data DIR"
 
 
 def fingerprint(histories: Histories) -> str:
@@ -34,24 +40,124 @@ def fingerprint(histories: Histories) -> str:
     return digest.hexdigest()
 
 
+class _Header(BaseModel):
+    """model: the selector's name; nightly: whether graphs are stored beside the lists."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    model: str
+    prototypes: int = Field(ge=1)
+    nightly: bool
+
+
+def save_lists(folder: Path, lists: Lists) -> None:
+    """Write the lists as Arrow IPC columns into `folder`."""
+    lists.index.save(folder)
+    ColumnFolder(folder).write(_BITS, lists.bits)
+    if lists.nightly is not None:
+        lists.nightly.save(folder)
+    header = _Header(
+        model=lists.model, prototypes=lists.prototypes, nightly=lists.nightly is not None
+    )
+    (folder / _HEADER).write_text(header.model_dump_json() + "\n", encoding="utf-8")
+
+
+def version(folder: Path) -> str:
+    """The selector that the lists in `folder` were made with.
+
+    Raises:
+        ArtifactError: there are none, or what says so is damaged.
+    """
+    return _header(standing(folder)).model
+
+
+def load_lists(folder: Path, model: str) -> Lists:
+    """Open memory-mapped lists.
+
+    Raises:
+        ArtifactError: there are none, they were made with another selector, or a file is missing,
+            damaged or of other lists.
+    """
+    folder = standing(folder)
+    header = _header(folder)
+    if header.model != model:
+        raise ArtifactError(
+            f"{folder}: lists of model {header.model} cannot serve model {model}; {_AGAIN}"
+        )
+    columns = ColumnFolder(folder)
+    names = [*ContextIndex.COLUMNS, _BITS, *(Nightly.COLUMNS if header.nightly else ())]
+    shapes = {}
+    for name in names:
+        try:
+            shapes[name] = columns.read(name).shape
+        except (OSError, ValueError) as error:
+            raise ArtifactError(f"{columns.file(name)}: missing or damaged; {_AGAIN}") from error
+    index = ContextIndex.load(folder)
+    nightly = Nightly.load(folder) if header.nightly else None
+    lists = Lists(index, columns.read(_BITS), header.prototypes, model, nightly)
+    for name, wanted in _shapes(lists).items():
+        if shapes[name] != wanted:
+            raise ArtifactError(
+                f"{columns.file(name)}: {_by(shapes[name])} values, where the other files have "
+                f"{_by(wanted)}; {_AGAIN}"
+            )
+    return lists
+
+
+def _header(folder: Path) -> _Header:
+    path = folder / _HEADER
+    try:
+        return _Header.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise ArtifactError(f"{folder}: holds no CoFARS lists; {_AGAIN}") from error
+    except ValidationError as error:
+        raise ArtifactError(f"{path}: damaged; {_AGAIN}") from error
+
+
+def _shapes(lists: Lists) -> dict[str, tuple[int, ...]]:
+    """What the shapes of columns have to be, going by the lengths of others."""
+    index, count = lists.index, lists.prototypes
+    pairs, users = len(index.key), index.users
+    found: dict[str, tuple[int, ...]] = {
+        "key": (_last(index.pair_begin),),
+        "entry_begin": (pairs + 1,),
+        "entry": (_last(index.entry_begin),),
+        "move_begin": (users + 1,),
+        "moves": (_last(index.move_begin), 3),
+        _BITS: (pairs, -(-count // 8)),
+    }
+    if lists.nightly is not None:
+        dim = lists.nightly.prototypes.shape[-1] // count
+        shapes = ((users,), (users, count * dim), (pairs, count))
+        found |= dict(zip(Nightly.COLUMNS, shapes, strict=True))
+    return found
+
+
+def _last(begin: Ints) -> int:
+    return int(begin[-1]) if len(begin) else 0
+
+
+def _by(shape: tuple[int, ...]) -> str:
+    return " × ".join(map(str, shape))
+
+
 def write_lists(folder: Path, lists: Lists, histories: Histories) -> None:
     """Write the lists of these histories beside `folder` and rename; replaces what was there."""
     with new_folder(folder, overwrite=True) as scratch:
-        lists.save(scratch)
+        save_lists(scratch, lists)
         ColumnFolder(scratch).write(_USERS, hash_users(histories))
         (scratch / _NAME).write_text(fingerprint(histories), encoding="utf-8")
 
 
 def is_lists(folder: Path) -> bool:
     """Whether the folder holds lists of some selector and histories."""
-    return (folder / _NAME).is_file()
+    return (standing(folder) / _NAME).is_file()
 
 
 def made_of(folder: Path, model: str, histories: Histories) -> bool:
     """Whether the folder holds the lists of this selector and these histories."""
-    if not folder.is_dir() or Lists.version(folder) != model:
-        return False
-    if not is_lists(folder):
+    folder = standing(folder)
+    if not folder.is_dir() or version(folder) != model or not is_lists(folder):
         return False
     return (folder / _NAME).read_text(encoding="utf-8") == fingerprint(histories)
 
@@ -74,7 +180,8 @@ def grown(
         ArtifactError: no lists, or those of another selector; or the histories have changed
             otherwise than by later events.
     """
-    lists = Lists.load(folder, model)
+    folder = standing(folder)
+    lists = load_lists(folder, model)
     if not ColumnFolder(folder).file(_USERS).is_file():
         raise ArtifactError(
             f"{folder}: these lists do not name their users; build without --append"

@@ -6,7 +6,7 @@ of its user's contexts; the history itself is not read. A position counts a user
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +18,6 @@ from raysys.data.spans import bounds, spans
 Ints = npt.NDArray[np.int64]
 _BITS = 32  # of an entry for the position; the rest is for the pair
 _LOW = (1 << _BITS) - 1
-_ARRAYS = ("pair_begin", "key", "entry_begin", "entry", "move_begin", "moves")
 
 
 @dataclass(frozen=True)
@@ -49,6 +48,8 @@ class ContextIndex:
     position of the event it first led to, in 32 bits where these are enough; user u has
     move_begin[u]:move_begin[u + 1] [U + 1].
     """
+
+    COLUMNS: ClassVar = ("pair_begin", "key", "entry_begin", "entry", "move_begin", "moves")
 
     pair_begin: Ints
     key: Ints
@@ -241,14 +242,14 @@ class ContextIndex:
     def save(self, folder: Path) -> None:
         """Write the index as Arrow IPC columns into `folder`."""
         columns = ColumnFolder(folder)
-        for name in _ARRAYS:
+        for name in self.COLUMNS:
             columns.write(name, getattr(self, name))
 
     @classmethod
     def load(cls, folder: Path) -> "ContextIndex":
         """Open a memory-mapped index written by `save`."""
         columns = ColumnFolder(folder)
-        arrays: dict[str, Any] = {name: columns.read(name) for name in _ARRAYS}
+        arrays: dict[str, Any] = {name: columns.read(name) for name in cls.COLUMNS}
         return cls(**arrays)
 
 

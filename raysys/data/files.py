@@ -71,26 +71,47 @@ def scratch_folder(target: Path) -> Iterator[Path]:
 def new_folder(target: Path, *, overwrite: bool = False) -> Iterator[Path]:
     """A temporary sibling of `target` that takes its name when the block ends well.
 
-    On any error the temporary folder is removed and `target` is left as it was.
+    On any error the temporary folder is removed and `target` is left as it was. What is replaced
+    stands aside until the new folder is there, so that a process that is killed meanwhile loses
+    nothing: readers find it by `standing`, the next call puts it back.
 
     Raises:
         DataError: `target` exists and `overwrite` is false.
         StorageFullError: the disk is full.
     """
     target = Path(target)
+    aside = _aside(target)
+    if aside.exists():
+        if target.exists():
+            shutil.rmtree(aside)
+        else:
+            os.rename(aside, target)
     if target.exists() and not overwrite:
         raise DataError(f"{target} exists already; choose another --out or pass --overwrite")
     with scratch_folder(target) as scratch:
         scratch.chmod(0o755)
         yield scratch
         fsync_tree(scratch)
-        if target.exists():
-            old = Path(tempfile.mkdtemp(prefix=f".{target.name}.old.", dir=target.parent))
-            os.rename(target, old / "folder")
+        if not target.exists():
             os.rename(scratch, target)
-            shutil.rmtree(old)
-        else:
+            return
+        os.rename(target, aside)
+        try:
             os.rename(scratch, target)
+        except BaseException:
+            os.rename(aside, target)
+            raise
+        shutil.rmtree(aside)
+
+
+def standing(target: Path) -> Path:
+    """`target`, or what `new_folder` was about to replace when it was killed."""
+    aside = _aside(target)
+    return aside if not target.exists() and aside.exists() else target
+
+
+def _aside(target: Path) -> Path:
+    return target.with_name(f".{target.name}.old")
 
 
 def write_text(path: Path, text: str) -> None:

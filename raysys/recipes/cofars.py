@@ -24,12 +24,11 @@ from raysys.cofars.fit import (
     fit_contexts,
     hash_users,
 )
-from raysys.cofars.lists import Lists
 from raysys.cofars.pictures import pictures
 from raysys.cofars.ranker import LISTS, CofarsDIN
 from raysys.cofars.requests import RequestReader
 from raysys.cofars.selector import CofarsSelector
-from raysys.cofars.stored import made_of, write_lists
+from raysys.cofars.stored import load_lists, made_of, write_lists
 from raysys.ctr.din import DINConfig
 from raysys.data.attribute_counts import event_keys
 from raysys.data.catalogue import Catalogue
@@ -90,11 +89,6 @@ class CofarsRecipe(RankerRecipe):
 
     @model_validator(mode="after")
     def _possible(self) -> Self:
-        if self.cofars.phases == "joint":
-            raise ValueError(
-                "cofars.phases=joint is not to be had: the selector is fitted and frozen before "
-                "the ranker; leave the option out"
-            )
         if self.selector.train is None and not self.cofars.graph.residual:
             raise ValueError("selector.train: without it the graph needs cofars.graph.residual")
         if self.model.retriever is not None:
@@ -215,7 +209,8 @@ def with_selector(
     default those of the selector.
     """
     assert isinstance(config, CofarsRecipe)
-    fitted, training = fit_contexts(data, config.cofars, features.contexts)
+    chosen = config.cofars.seeded(config.train.seed)
+    fitted, training = fit_contexts(data, chosen, features.contexts)
     selector = fit_selector(config, data, fitted, training, features, catalogue, session)
     # Whatever the selector has drawn, the ranker begins like one without it.
     seed_everything(config.train.seed)
@@ -239,7 +234,7 @@ def with_selector(
 
 def _draw(run_dir: Path, model: CofarsDIN, histories: Histories) -> None:
     """Write the figures of the selector for the report."""
-    lists = Lists.load(run_dir / "indexes" / LISTS, model.selector_id())
+    lists = load_lists(run_dir / "indexes" / LISTS, model.selector_id())
     users = model.user_rows(histories)
     drawn = pictures(model.chooser, model.table, model.attributes, lists, users)
     for name, figure in drawn.items():

@@ -60,12 +60,14 @@ def build_lists(
         ArtifactError: a run that is no CoFARS, unfinished or damaged; with `append` no lists,
             lists of another version, or other histories than grown ones.
         DataError: no data set folder, or one without the contexts of the run.
-        ConfigError: `out` holds something else.
+        ConfigError: `out` holds something else; `append` to the lists of a placebo.
     """
     begin = time.monotonic()
     if out is not None and out.exists() and not is_lists(out):
         raise ConfigError(f"{out} exists and holds no CoFARS lists; choose another --out")
     loaded, model = _cofars(run)
+    if append and model.placebo is not None:
+        raise ConfigError(f"{run}: lists of a placebo are drawn as a whole; build without --append")
     prepared = prepare(Dataset(data))
     histories = prepared.histories
     check_contexts(model.table, histories.codec, data)

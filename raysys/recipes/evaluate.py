@@ -54,7 +54,7 @@ class Evaluation(BaseModel):
     counts of the headline metric. oracle, oracle_gap: planted worlds only; the share of the gap
     from a baseline to the oracle that the model closes. counts: whether item counts stop at the
     split or follow the impressions. left_out: baselines that could not be computed, with the
-    reason. findings: leak and sanity tests. unknown: ids the model did not know.
+    reason. findings: leak and sanity tests. unknown: see `Predictor`.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

@@ -262,7 +262,7 @@ def train(config: RankerRecipe, session: Session, build: Build | None = None) ->
 
 def _settled(config: RankerRecipe, data: Prepared) -> BaseModel:
     """The model's options, with what follows the training split: whether orders are learned, if
-    not given, and what a retriever has to know of contexts.
+    not given, what a retriever has to know of contexts, and what seed it draws with.
 
     Raises:
         ConfigError: orders are to be learned from a training split without any; a retriever
@@ -281,7 +281,7 @@ def _settled(config: RankerRecipe, data: Prepared) -> BaseModel:
     found: dict[str, Any] = {"orders": some if options.orders is None else options.orders}
     if isinstance(options, DINConfig):
         codec = fit_contexts(data, config.features.contexts)
-        found["retriever"] = fit_retriever(options.retriever, data, codec)
+        found["retriever"] = fit_retriever(options.retriever, data, codec, config.train.seed)
     return options.model_copy(update=found)
 
 

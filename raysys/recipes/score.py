@@ -37,7 +37,7 @@ _REPORT = "_report.json"
 
 
 class ScoreReport(BaseModel):
-    """What a batch came to. kept: parts found complete; unknown: ids the model did not know."""
+    """What a batch came to. kept: parts found complete; unknown: see `Predictor`."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -109,7 +109,7 @@ def score(
 
 
 def score_part(task: Task) -> dict[str, int]:
-    """Score one part and write it under its name; returns how many ids were unknown."""
+    """Score one part and write it under its name; returns how much was unknown, see `Predictor`."""
     predictor = _predictor(task.run)
     before = Counter(predictor.unknown)
     scores = predictor.score(read(task.requests, predictor.fit))

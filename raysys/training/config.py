@@ -61,7 +61,7 @@ class TrainConfig(BaseModel):
     max_steps: Positive | None = Field(
         default=None, description="stop after this many optimiser steps, mid-epoch if need be"
     )
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, le=2**63 - 1)
 
     optimizer: Literal["adamw", "sgd"] = "adamw"
     lr: float = Field(default=1e-3, gt=0)

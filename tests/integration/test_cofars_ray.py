@@ -54,7 +54,7 @@ def test_one_worker_is_this_process_bit_for_bit(world: Path, here: Path, tmp_pat
     trained(world, tmp_path / "run", workers=1)
     for name in ("model.safetensors", "features.json"):
         assert (tmp_path / "run" / name).read_bytes() == (here / name).read_bytes()
-    for name in ("model", "histories"):
+    for name in ("lists.json", "histories"):
         stored = Path("indexes", "cofars", name)
         assert (tmp_path / "run" / stored).read_text() == (here / stored).read_text()
 

@@ -120,19 +120,21 @@ def test_candidates_keep_their_order_and_their_score(predictor: Predictor) -> No
 
 def test_unknown_items_users_and_values_are_scored_and_counted(root: Path) -> None:
     predictor = Predictor.load(fixtures.ctr_run(root))
-    known = ask(USERS[5])
+    known = ask(USERS[5], context={"meal": "lunch", "degrees": 5.0})
     predictor.score([known])
-    assert predictor.unknown == {"items": 0, "users": 0}
+    assert predictor.unknown == {"items": 0, "users": 0, "contexts": 0}
     strange = ask("stranger", candidates=("new", "newer", ITEMS[0]), context={"meal": "brunch"})
     got = scores(predictor, strange, known)
-    assert predictor.unknown == {"items": 2, "users": 1}
+    assert predictor.unknown == {"items": 2, "users": 1, "contexts": 1}
     assert got[0] == got[1] != got[2]
     other = scores(predictor, strange.model_copy(update={"context": {"meal": "supper"}}))
     same(other, got[:3])  # two unknown values are the same unknown value
     predictor.unknown.clear()
-    predictor.score([ask(USERS[5], ts=START), ask("stranger", history=[])])
+    predictor.score([known.model_copy(update={"ts": START}), ask("stranger", history=[])])
     assert predictor.unknown["users"] == 0  # no past event, yet known
+    assert predictor.unknown["contexts"] == 1  # what is missing is not passed over in silence
     none = scores(predictor, strange.model_copy(update={"context": {}}))
+    assert predictor.unknown["contexts"] == 2
     assert not np.allclose(none, got[:3])  # but missing is something else
 
 

@@ -180,10 +180,10 @@ def test_models_without_reasons_give_none(tmp_path: Path) -> None:
 
 
 def test_stale_lists_are_replaced_and_mixtures_refused(world: Path, own: Path) -> None:
-    version = own / "indexes" / "cofars" / "model"
+    version = own / "indexes" / "cofars" / "lists.json"
     whole = version.read_text()
-    made, prototypes = whole.split()
-    version.write_text(f"0123456789ab {prototypes}")
+    made = json.loads(whole)["model"]
+    version.write_text(whole.replace(made, "0123456789ab"))
     with pytest.raises(ArtifactError, match=rf"0123456789ab.*{made}; build them with"):
         Predictor.load(own)
     with pytest.raises(ArtifactError, match=rf"0123456789ab.*{made}"):
@@ -212,13 +212,32 @@ def test_a_build_that_dies_leaves_the_lists_as_they_were(
     assert [path.name for path in folder.parent.iterdir()] == ["cofars"]
 
 
+def test_lists_that_stood_aside_when_a_build_was_killed_serve_on(
+    world: Path, own: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = own / "indexes" / "cofars"
+    before, wanted = contents(folder), scores(Predictor.load(own), valid_requests(world))
+    # Killed when the old lists had been moved away, and the new ones were not there yet.
+    folder.rename(folder.with_name(".cofars.old"))
+
+    def refuse(self: CofarsDIN, histories: Histories) -> None:
+        raise AssertionError("built although there are lists")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(CofarsDIN, "lists", refuse)
+        assert (scores(Predictor.load(own), valid_requests(world)) == wanted).all()
+    assert build_lists(own, world, append=True).added == 0
+    assert [path.name for path in folder.parent.iterdir()] == ["cofars"]
+    assert contents(folder) == before
+
+
 def test_incomplete_lists_are_named_and_mended(world: Path, own: Path) -> None:
     folder = own / "indexes" / "cofars"
     (folder / "entry.arrow").write_bytes((folder / "entry.arrow").read_bytes()[:100])
-    with pytest.raises(ArtifactError, match=r"indexes/cofars: the lists are incomplete; build"):
+    with pytest.raises(ArtifactError, match=r"cofars/entry\.arrow: missing or damaged; build"):
         Predictor.load(own)
     (folder / "entry.arrow").unlink()
-    with pytest.raises(ArtifactError, match=r"indexes/cofars: the lists are incomplete; build"):
+    with pytest.raises(ArtifactError, match=r"cofars/entry\.arrow: missing or damaged; build"):
         Predictor.load(own)
     (folder / "histories").unlink()
     build_lists(own, world)

@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from cofars_planted import ITEMS, SIZES, WIDTHS, Planted, histories
+from cofars_planted import FIELDS, ITEMS, SIZES, WIDTHS, Planted, histories
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -16,22 +16,12 @@ from raysys.cofars.explain import Explainer, back_off_step, top_values
 from raysys.cofars.lists import Lists
 from raysys.cofars.pictures import MAX_CONTEXTS, MAX_NODES, example_user, pictures
 from raysys.cofars.retriever import CofarsRetriever
-from raysys.data.attributes import AttributeField, Attributes
 from raysys.data.catalogue import Catalogue
 from raysys.data.contexts import MISSING, OOV, ContextFeature, bands
 from raysys.data.schema import BEHAVIOURS
 from raysys.tracking.figures import GraphFigure, HeatmapFigure
 
 LENGTHS = [40, 0, 7, 60]
-FIELDS = Attributes(
-    fields=(AttributeField(source="brand"), AttributeField(source="price", edges=(10, 20, 30))),
-    features=(
-        ContextFeature(
-            name="brand", kind="categorical", values=tuple(f"brand{n}" for n in range(WIDTHS[0]))
-        ),
-        ContextFeature(name="price", kind="numeric", edges=(10, 20, 30)),
-    ),
-)
 PRICES = ["< 10", "10 – 20", "20 – 30", "≥ 30"]
 CATALOGUE = Catalogue(
     pa.array([f"item{n}" for n in range(ITEMS)]), np.zeros((2 + ITEMS, 0), np.int32)
@@ -157,12 +147,14 @@ def test_a_stranger_in_an_unseen_context_is_explained_too() -> None:
     nobody, user = Explainer(retriever, FIELDS, CATALOGUE)(pointers)
     assert nobody.target == {"meal": "(unseen)", "place": "(missing)", "weather": "weather0"}
     assert not nobody.known_user and not nobody.known_context
+    assert nobody.missing == user.missing == ("place",)
     assert nobody.contexts == nobody.back_off == () and nobody.events == 0
     assert user.known_user and user.events == 12
     assert RetrievalExplanation.model_validate_json(user.model_dump_json()) == user
     met = data.pointers([0], [40])
     met.context[:] = data.past.context[0]
-    assert Explainer(retriever, FIELDS, CATALOGUE)(met)[0].known_context
+    (known,) = Explainer(retriever, FIELDS, CATALOGUE)(met)
+    assert known.known_context and known.missing == ()
 
 
 def test_candidates_have_no_part_in_it() -> None:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from raysys.cofars.lists import Lists, tiers
 from raysys.cofars.retriever import CofarsRetriever
+from raysys.cofars.stored import load_lists, save_lists
 from raysys.data.attribute_counts import event_keys
 from raysys.data.context_index import ContextIndex, locate
 from raysys.errors import ArtifactError, ConfigError
@@ -195,15 +196,16 @@ def test_strict_lists_hold_the_selected_contexts_only() -> None:
 def test_lists_of_another_model_are_refused(tmp_path: Path) -> None:
     data = planted([20, 9], 2)
     lists = Lists.build(data.selector(), data.table, data.index, np.arange(2), "one")
-    lists.save(tmp_path / "lists")
-    loaded = Lists.load(tmp_path / "lists", "one")
+    (tmp_path / "lists").mkdir()
+    save_lists(tmp_path / "lists", lists)
+    loaded = load_lists(tmp_path / "lists", "one")
     seen = loaded.index.contexts(np.array([0, 1]), np.array([20, 9]))
     assert np.array_equal(loaded.membership(seen), lists.membership(seen))
     assert loaded.index.entry.tolist() == data.index.entry.tolist()
     with pytest.raises(ArtifactError, match="model one cannot serve model two"):
-        Lists.load(tmp_path / "lists", "two")
+        load_lists(tmp_path / "lists", "two")
     with pytest.raises(ArtifactError, match="holds no CoFARS lists"):
-        Lists.load(tmp_path, "one")
+        load_lists(tmp_path, "one")
 
 
 def test_todays_events_get_the_prototypes_that_a_rebuild_gives() -> None:

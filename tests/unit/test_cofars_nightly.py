@@ -14,6 +14,7 @@ from raysys.cofars.lists import Lists
 from raysys.cofars.requests import Requests
 from raysys.cofars.retriever import CofarsRetriever
 from raysys.cofars.selector import CofarsSelector
+from raysys.cofars.stored import load_lists, save_lists
 from raysys.data.attribute_counts import event_keys
 from raysys.data.batch import Pointers
 from raysys.data.context_index import ContextIndex
@@ -158,8 +159,8 @@ def test_later_events_need_a_graph_of_their_own_until_the_next_night() -> None:
 def test_stored_graphs_are_read_back(tmp_path: Path, nightly: bool) -> None:
     data = Planted.of(histories(LENGTHS, seed=4))
     lists = Lists.build(calibrated(data, 4), data.table, data.index, EVERYONE, "m", nightly=nightly)
-    lists.save(tmp_path)
-    loaded = Lists.load(tmp_path, "m").nightly
+    save_lists(tmp_path, lists)
+    loaded = load_lists(tmp_path, "m").nightly
     if not nightly:
         assert loaded is None
         return

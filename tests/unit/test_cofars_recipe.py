@@ -13,17 +13,19 @@ from cofars_runs import TINY, inline, small_world, tiny, valid_requests
 from safetensors.torch import load_file
 
 from raysys.artifacts.predictor import Predictor
-from raysys.artifacts.run import load_run
-from raysys.cofars.fit import hash_users, training_stop
+from raysys.artifacts.run import load_run, read_config
+from raysys.cofars.fit import hash_users
 from raysys.cofars.ranker import CofarsDIN
 from raysys.data.dataset import Dataset
 from raysys.data.histories import Histories
 from raysys.data.prepared import prepare
 from raysys.data.requests import Request, Requests
+from raysys.data.training_counts import training_stop
 from raysys.errors import ArtifactError, ConfigError
 from raysys.options import resolve
-from raysys.recipes import cofars
+from raysys.recipes import cofars, ranker
 from raysys.recipes.cofars import CofarsRecipe
+from raysys.recipes.cofars_lists import build_lists
 from raysys.recipes.registry import recipe_of, run
 from raysys.recipes.split_scorer import SplitScorer
 from raysys.training import CheckpointStore, InterruptedRunError, Session
@@ -188,6 +190,108 @@ def test_odd_requests_score(world: Path, trained: Path) -> None:
     ]
     renamed = [r.model_copy(update={"request_id": f"r{i}"}) for i, r in enumerate(odd)]
     assert np.isfinite(scores(predictor, renamed)).all()
+    # The first three: a value or a feature that the model does not have.
+    assert predictor.unknown["contexts"] == 3
+    found = [reasons for reasons in predictor.explain_retrieval(renamed) if reasons is not None]
+    assert len(found) == len(odd)
+    names = ("mealtime", "place", "weather", "day")
+    assert [reasons.missing for reasons in found[:4]] == [
+        (),
+        ("mealtime", "weather", "day"),
+        names,
+        (),
+    ]
+    assert found[0].target == {**context, "weather": "(unseen)"}
+    assert found[1].target == {**dict.fromkeys(names, "(missing)"), "place": "home"}
+    assert not any(reasons.known_context for reasons in found[:3])
+    past = [len(r.history or ()) for r in inline(world, some)]
+    assert [reasons.events for reasons in found] == [
+        *(min(12, n) for n in past[:3]), 0, 0, 0, *(min(3, n) for n in past[2:4])
+    ]  # fmt: skip
+    for reasons in found:
+        assert sum(step.events for step in reasons.back_off) == reasons.events
+        assert reasons.prototypes
+    assert all(reasons.back_off == () for reasons in found[3:6])
+    # An unseen weather equals none: `day` alone is never enough to give up.
+    paths = [[(step.dropped, step.recent) for step in reasons.back_off] for reasons in found]
+    assert set(paths[0]) <= {((), False), (("day", "weather"), False), ((), True)}
+    # A missing mealtime equals none either, and is never given up.
+    assert set(paths[1]) | set(paths[2]) <= {((), False), ((), True)}
+
+
+def test_a_missing_feature_is_its_zero_vector(trained: Path) -> None:
+    model = load_run(trained).model
+    assert isinstance(model, CofarsDIN)
+    encoder = model.chooser.encoder
+    sizes = torch.tensor(model.table.cardinalities)
+    codes = 1 + torch.arange(40).unsqueeze(1) % (sizes - 1)
+    unseen = torch.zeros(40, dtype=torch.int64)
+    whole, own = encoder.contexts(codes, unseen), sizes.cumsum(0) - sizes
+    assert encoder.values is not None
+    for feature in range(len(sizes)):
+        value = encoder.values.weight[own[feature] + codes[:, feature]]
+        less = codes.index_fill(1, torch.tensor([feature]), 0)
+        torch.testing.assert_close(encoder.contexts(less, unseen), whole - value)
+        assert value.abs().sum(1).min() > 0
+        asked = model.contexts(less).view(40, len(sizes), -1)
+        assert not asked[:, feature].any()
+        rest = [other for other in range(len(sizes)) if other != feature]
+        assert torch.equal(asked[:, rest], model.contexts(codes).view(40, len(sizes), -1)[:, rest])
+
+
+def test_a_frozen_model_names_its_selector_once(
+    world: Path, trained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    named, made = CofarsDIN._named, []
+
+    def counting(self: CofarsDIN) -> str:
+        made.append(named(self))
+        return made[-1]
+
+    predictor = Predictor.load(trained)
+    wanted = scores(predictor, valid_requests(world, 4))
+    model = predictor.model
+    assert isinstance(model, CofarsDIN)
+    monkeypatch.setattr(CofarsDIN, "_named", counting)
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("stored lists asked for")
+
+    # No stored lists are looked at for histories that come with their requests.
+    monkeypatch.setattr("raysys.cofars.ranker.made_of", refuse)
+    monkeypatch.setattr("raysys.cofars.ranker.load_lists", refuse)
+    got = [scores(predictor, [r]) for r in inline(world, valid_requests(world, 4))]
+    np.testing.assert_allclose(np.concatenate(got), wanted, atol=1e-6)
+    assert made == []
+    model.freeze()
+    assert made == [model.selector_id()] == [named(model)]
+    model.train()
+    with torch.no_grad():
+        model.chooser.encoder.prototypes.add_(1)
+    assert model.selector_id() != made[0]
+
+
+def test_draws_follow_the_seed_of_training_and_are_stored(world: Path, tmp_path: Path) -> None:
+    over = ["cofars.lists.placebo=random", "train.seed=3", "selector.train=null"]
+    config = tiny(world, *over, "train.max_steps=1")
+    assert config.cofars.lists.placebo_seed is None
+    assert config.cofars.seeded(3).lists.placebo_seed == 3
+    fixed = tiny(world, *over, "cofars.lists.placebo_seed=5").cofars
+    assert fixed.seeded(3) == fixed
+    learned(config, tmp_path / "run")
+    stored = read_config(tmp_path / "run").model_options["cofars"]["options"]["lists"]
+    assert stored["placebo_seed"] == 3
+    model = load_run(tmp_path / "run").model
+    assert isinstance(model, CofarsDIN)
+    assert (model.placebo, model.placebo_seed) == ("random", 3)
+    with pytest.raises(ConfigError, match="placebo are drawn as a whole; build without --append"):
+        build_lists(tmp_path / "run", world, append=True)
+    # The same for the retrievers of `ctr/din`.
+    for kind in ("random", "permuted", "eta", "sdim"):
+        asked = [f"model.retriever.kind={kind}", "train.seed=7"]
+        din = resolve(recipe_of("ctr/din"), None, asked, {"data": str(world)})
+        settled = ranker._settled(din, prepare(Dataset(world)))
+        assert settled.model_dump()["retriever"]["seed"] == 7
 
 
 def test_stored_lists_are_used_and_equal_fresh_ones(
@@ -201,7 +305,7 @@ def test_stored_lists_are_used_and_equal_fresh_ones(
     # Left by a writer that was killed: never looked at.
     half = bare / "indexes" / ".cofars.half"
     half.mkdir(parents=True)
-    (half / "model").write_text("other 4")
+    (half / "lists.json").write_text('{"model": "other"')
     assert (scores(Predictor.load(bare), requests) == fresh).all()
 
     def refuse(self: CofarsDIN, histories: Histories) -> None:
@@ -224,9 +328,9 @@ def test_stored_lists_are_used_and_equal_fresh_ones(
 def test_lists_of_another_version_are_refused_by_name(trained: Path, tmp_path: Path) -> None:
     copy = tmp_path / "run"
     shutil.copytree(trained, copy)
-    version = copy / "indexes" / "cofars" / "model"
-    made, prototypes = version.read_text().split()
-    version.write_text(f"0123456789ab {prototypes}")
+    version = copy / "indexes" / "cofars" / "lists.json"
+    made = json.loads(version.read_text())["model"]
+    version.write_text(version.read_text().replace(made, "0123456789ab"))
     with pytest.raises(ArtifactError, match=rf"0123456789ab.*{made}"):
         Predictor.load(copy)
 
@@ -277,7 +381,7 @@ def test_without_the_full_loss_similarity_alone_selects(world: Path, tmp_path: P
 @pytest.mark.parametrize(
     ("over", "words"),
     [
-        ("cofars.phases=joint", r"phases=joint is not to be had"),
+        ("cofars.phases=joint", r"unknown key cofars\.phases"),
         ("model.retriever.kind=recent", r"CoFARS is the retriever"),
         ("selector.train.workers=2", r"give it as train\.workers"),
     ],

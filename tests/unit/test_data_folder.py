@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from raysys.data.check import check
 from raysys.data.dataset import Dataset, DatasetWriter
-from raysys.data.files import new_folder, write_text
+from raysys.data.files import new_folder, standing, write_text
 from raysys.data.manifest import DataCard, Manifest, canonical_json
 from raysys.data.schema import context_struct, table_schemas
 from raysys.errors import DataError, StorageFullError
@@ -212,6 +212,39 @@ def test_other_faults_stay_what_they_are(tmp_path: Path) -> None:
     write_text(tmp_path / "a.json", "1")
     write_text(tmp_path / "a.json", "2")
     assert tree(tmp_path) == {"a.json": b"2"}
+
+
+@pytest.mark.parametrize("killed", [True, False])
+def test_a_swap_that_is_cut_short_loses_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, killed: bool
+) -> None:
+    target = tmp_path / "out"
+
+    def write(text: str, overwrite: bool = True) -> None:
+        with new_folder(target, overwrite=overwrite) as scratch:
+            (scratch / "a").write_text(text)
+
+    write("1")
+    rename, turns = os.rename, [True, False, not killed]
+
+    def cut_short(source: Path, to: Path) -> None:
+        if not turns.pop(0):
+            raise PermissionError(13, "the end")
+        rename(source, to)
+
+    monkeypatch.setattr(os, "rename", cut_short)
+    with pytest.raises(PermissionError, match="the end"):
+        write("2")
+    monkeypatch.undo()
+    assert target.exists() != killed
+    assert (standing(target) / "a").read_text() == "1"
+    with pytest.raises(DataError, match="exists already"):
+        write("3", overwrite=False)
+    assert tree(target) == {"a": b"1"}
+    write("4")
+    assert standing(target) == target
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert tree(target) == {"a": b"4"}
 
 
 @pytest.mark.parametrize("kind", ["missing", "ragged"])

@@ -9,8 +9,20 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+from pydantic import ValidationError
 
-from raysys.ctr.retrievers.config import CountedJS, Exact, RandomContexts
+from raysys.cofars.config import CofarsConfig, ContextConfig, PreferenceConfig
+from raysys.cofars.fit import fit_contexts as fit_cofars
+from raysys.ctr.retrievers.alike import AlikeContexts
+from raysys.ctr.retrievers.config import (
+    ETA,
+    SDIM,
+    CountedJS,
+    Exact,
+    Permuted,
+    Random,
+    RandomContexts,
+)
 from raysys.ctr.retrievers.fit import fit_retriever
 from raysys.data.attributes import AttributeConfig, AttributeField
 from raysys.data.dataset import Dataset, DatasetWriter
@@ -27,7 +39,7 @@ STRENGTH = 2.0
 Row = dict[str, Any]
 
 
-def row(user: str, seq: int, rng: np.random.Generator) -> Row:
+def row(user: str, seq: int, ts: int, rng: np.random.Generator) -> Row:
     """No dinner on Wednesdays; what is eaten depends on day and meal."""
     day, meal = int(rng.integers(3)), int(rng.integers(2))
     meal = 0 if day == 2 else meal
@@ -35,9 +47,9 @@ def row(user: str, seq: int, rng: np.random.Generator) -> Row:
     return dict(
         user_id=user,
         seq=seq,
-        ts=1 + seq,
+        ts=ts,
         item_id=ITEMS[3 * int(rng.integers(3)) + liked],
-        behaviour="click",
+        behaviour="order" if rng.random() < 0.3 else "click",
         context=dict(day=DAYS[day], meal=MEALS[meal]),
     )
 
@@ -58,15 +70,18 @@ def shown(user: str, ts: int, split: str, number: int) -> Row:
 def make(folder: Path, later: int, past: int = 30) -> tuple[Prepared, list[Row]]:
     """A data set with `past` events before each user's training request, and those that count.
 
-    `later`: a seed of what comes after the training requests, also of users without any.
+    Five events come between training and test request; one user has no training request.
+    `later`: a seed of what comes after the first test request.
     """
     rng, after = np.random.default_rng(0), np.random.default_rng(later)
     events, impressions, counted = [], [], []
     for number in range(6):
         user = f"u{number}"
-        before = 0 if number == 5 else past
-        own = [row(user, seq, rng) for seq in range(before)]
-        events += own + [row(user, seq, after) for seq in range(before, before + 10)]
+        own = [row(user, seq, 1 + seq, rng) for seq in range(past)]
+        between = range(past, past + 5 if past else 0)
+        own += [row(user, seq, 2 + seq, rng) for seq in between]
+        later_on = range(len(own), len(own) + 10)
+        events += own + [row(user, seq, 99 + past + seq, after) for seq in later_on]
         counted += own
         if number < 5:
             impressions.append(shown(user, past + 1, "train", number))
@@ -92,7 +107,7 @@ def make(folder: Path, later: int, past: int = 30) -> tuple[Prepared, list[Row]]
             history_cut="strict",
             licence="none",
         )
-        writer.commit(card, history_behaviours=("click",))
+        writer.commit(card, history_behaviours=("click", "order"))
     return prepare(Dataset(folder)), counted
 
 
@@ -109,8 +124,8 @@ def counted_js(source: str = "brand", **more: Any) -> CountedJS:
     return CountedJS(attributes=attributes, strength=STRENGTH, **more)
 
 
-def fitted(config: Any, data: Prepared) -> Any:
-    return fit_retriever(config, data, fit_contexts(data, "auto"))
+def fitted(config: Any, data: Prepared, seed: int = 0) -> Any:
+    return fit_retriever(config, data, fit_contexts(data, "auto"), seed)
 
 
 def shares_by_hand(counted: list[Row]) -> tuple[list[np.ndarray], int]:
@@ -158,6 +173,50 @@ def test_contexts_are_alike_whose_counted_shares_are(
         distance = divergence(shares[i], shares[j])
         assert got.matrix[i, j] == (distance <= threshold + 1e-6)
     assert got.matrix[:met, :met].all() == (share == 1.0)
+
+
+@pytest.mark.parametrize("behaviours", [(), ("order",)])
+def test_it_counts_what_cofars_counts(
+    made: tuple[Prepared, list[Row]], behaviours: tuple[str, ...]
+) -> None:
+    data, counted = made
+    config = counted_js(behaviours=behaviours)
+    options = CofarsConfig(
+        contexts=ContextConfig(features=NAMES, drop=NAMES[::-1]),
+        preferences=PreferenceConfig(attributes=config.attributes, behaviours=behaviours),
+    )
+    known, log = fit_cofars(data, options, fit_contexts(data, "auto"))
+    # Also of the user without a training request, and between training and test.
+    kinds = behaviours or ("click", "order")
+    assert log.counts.events.sum() == sum(r["behaviour"] in kinds for r in counted)
+    shares = log.counts.node_shares(known.table, STRENGTH)
+    wanted = AlikeContexts.nearest(known.table, shares, log.counts.widths, config.share)
+    assert fitted(config, data).fitted == wanted
+
+
+def test_behaviours_change_the_counts(made: tuple[Prepared, list[Row]]) -> None:
+    data, _ = made
+    every, orders = counted_js(share=0.4), counted_js(share=0.4, behaviours=("order",))
+    assert fitted(every, data).fitted.rows != fitted(orders, data).fitted.rows
+    with pytest.raises(ValidationError, match=r"unknown behaviours \['wave'\]"):
+        counted_js(behaviours=("wave",))
+
+
+@pytest.mark.parametrize("kind", [Random, Permuted, ETA, SDIM])
+def test_draws_follow_the_seed_of_training(made: tuple[Prepared, list[Row]], kind: Any) -> None:
+    data, _ = made
+    assert fitted(kind(), data, seed=4) == kind(seed=4)
+    assert fitted(kind(seed=2), data, seed=4) == kind(seed=2)
+    assert kind().draw == 0
+
+
+def test_placebos_of_other_seeds_are_others(made: tuple[Prepared, list[Row]]) -> None:
+    data, _ = made
+    options = counted_js(share=0.4).model_dump(exclude={"kind", "fitted"})
+    drawn = [fitted(RandomContexts(**options), data, seed) for seed in range(4)]
+    assert drawn[3] == fitted(RandomContexts(**options, seed=3), data, seed=1)
+    assert [one.seed for one in drawn] == [0, 1, 2, 3]
+    assert len({one.fitted.rows for one in drawn}) > 1
 
 
 def test_an_unseen_context_is_like_its_parent(made: tuple[Prepared, list[Row]]) -> None:

@@ -39,11 +39,11 @@ def selector_of(
         ConfigError: see `table_of`; a retriever that was to be fitted first.
     """
     match config:
-        case Random(k=k, seed=seed):
+        case Random(k=k, draw=seed):
             return lambda: RandomEvents(k, seed)
         case Exact():
             return _by_context(config, table_of(config, features.contexts))
-        case Permuted(seed=seed):
+        case Permuted(draw=seed):
             return _by_context(config, table_of(config, features.contexts), shuffle=seed)
         case CountedJS(fitted=fitted) | RandomContexts(fitted=fitted):
             if fitted is None:
@@ -102,9 +102,9 @@ def retriever_of(
             return HardSearch(k, sources.index(category))
         case SIMSoft(k=k, width=width):
             return SoftSearch(k, widths.item, width)
-        case ETA(k=k, bits=bits, seed=seed):
+        case ETA(k=k, bits=bits, draw=seed):
             return HammingSearch(k, widths.item, bits, seed)
-        case SDIM(hashes=hashes, group=group, seed=seed):
+        case SDIM(hashes=hashes, group=group, draw=seed):
             return BucketSums(widths.item, hashes, group, seed)
         case TWIN(k=k, width=width, stage_two=stage_two):
             return SplitSearch(k, widths, width, own=stage_two == "own")

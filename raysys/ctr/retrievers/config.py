@@ -1,12 +1,13 @@
 """The arms of the comparison, by name; nothing else of a ranker differs between them."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from raysys.ctr.retrievers.alike import AlikeContexts
 from raysys.ctr.retrievers.draws import MAX_SEED
 from raysys.data.attributes import AttributeConfig
+from raysys.data.manifest import known_behaviours
 
 Count = Annotated[int, Field(ge=1)]
 Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
@@ -14,6 +15,22 @@ Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
 
 class _Kind(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Drawn(_Kind):
+    """seed: of what is drawn at random; left out, training fills in `train.seed`, and what is
+    built without training draws with 0."""
+
+    seed: Seed | None = None
+
+    @property
+    def draw(self) -> int:
+        """The seed to draw with."""
+        return self.seed or 0
+
+    def seeded(self, seed: int) -> Self:
+        """With this seed, where none is given."""
+        return self if self.seed is not None else self.model_copy(update={"seed": seed})
 
 
 class _Chosen(_Kind):
@@ -49,10 +66,12 @@ class _Contexts(_Chosen):
 class _Counted(_Contexts):
     """attributes: the item fields whose shares are compared. strength: of the prior on what is
     known without one more feature of drop, in events. share: of all pairs of contexts, the part
-    that counts as alike. fitted: filled in by training.
+    that counts as alike. behaviours: the kinds of events that count; none named: all. fitted:
+    filled in by training.
     """
 
     attributes: AttributeConfig
+    behaviours: Annotated[tuple[str, ...], AfterValidator(known_behaviours)] = ()
     strength: Annotated[float, Field(ge=0)] = 20.0
     share: Annotated[float, Field(gt=0, le=1)] = 0.3
     fitted: AlikeContexts | None = None
@@ -88,11 +107,10 @@ class Full(_Kind):
         return self.window
 
 
-class Random(_Chosen):
+class Random(_Chosen, Drawn):
     """k events drawn from the whole history."""
 
     kind: Literal["random"] = "random"
-    seed: Seed = 0
 
 
 class Exact(_Contexts):
@@ -101,11 +119,10 @@ class Exact(_Contexts):
     kind: Literal["exact"] = "exact"
 
 
-class Permuted(_Contexts):
+class Permuted(_Contexts, Drawn):
     """A placebo of `exact`: events have contexts of other events of their user."""
 
     kind: Literal["permuted"] = "permuted"
-    seed: Seed = 0
 
 
 class CountedJS(_Counted):
@@ -114,11 +131,10 @@ class CountedJS(_Counted):
     kind: Literal["counted-js"] = "counted-js"
 
 
-class RandomContexts(_Counted):
+class RandomContexts(_Counted, Drawn):
     """A placebo of `counted-js`: as many contexts alike to each, drawn at random."""
 
     kind: Literal["random-contexts"] = "random-contexts"
-    seed: Seed = 0
 
 
 class SIMHard(_Searched):
@@ -135,15 +151,14 @@ class SIMSoft(_Searched):
     width: Count = 32
 
 
-class ETA(_Searched):
+class ETA(_Searched, Drawn):
     """The k events of smallest Hamming distance between hash signatures of `bits` bits."""
 
     kind: Literal["eta"] = "eta"
     bits: Annotated[int, Field(ge=1, le=1024)] = 64
-    seed: Seed = 0
 
 
-class SDIM(_Kind):
+class SDIM(Drawn):
     """The sum of all events in the candidate's hash buckets; no attention and no k.
 
     hashes in groups of `group` bits: a bucket is one value of a group.
@@ -153,7 +168,6 @@ class SDIM(_Kind):
     window: Annotated[int, Field(ge=1, le=10_000)] = 1000
     hashes: Count = 48
     group: Annotated[int, Field(ge=1, le=8)] = 3
-    seed: Seed = 0
 
     @property
     def gathered(self) -> int:
