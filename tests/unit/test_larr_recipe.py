@@ -1,6 +1,7 @@
 """`ctr/larr` and `ctr/larr-cofars` from data set to scores: self-contained, resumable, alike."""
 
 import json
+import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import replace
@@ -21,7 +22,7 @@ from raysys.artifacts.predictor import Predictor
 from raysys.artifacts.run import load_run
 from raysys.data.dataset import Dataset
 from raysys.data.features import fit_contexts
-from raysys.data.prepared import prepare
+from raysys.data.prepared import cache_root, prepare
 from raysys.errors import ArtifactError, ConfigError
 from raysys.larr.fit import read_scene, scene_items, wide_codec
 from raysys.larr.ranker import SCENES, LarrDIN
@@ -267,7 +268,9 @@ def test_a_stopped_run_goes_on_to_the_same_bits(city: Path, tmp_path: Path) -> N
     assert int(whole["steps"]) == 2 * loader(config, prepare(Dataset(city)), None).steps_per_epoch
 
 
-def _in_group(rank: int, size: int, folder: Path, config: LarrRecipe) -> None:
+def _in_group(rank: int, size: int, folder: Path, config: LarrRecipe, cache: str) -> None:
+    # The server that forks may have begun before this test had a cache of its own.
+    os.environ["RAYSYS_CACHE"] = cache
     torch.set_num_threads(1)
     store = dist.FileStore(str(folder / "store"), size)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=size)
@@ -293,7 +296,8 @@ def test_two_workers_align_as_one(city: Path, tmp_path: Path) -> None:
     one = learned(config, tmp_path / "one")
     folder = tmp_path / "two"
     folder.mkdir()
-    mp.start_processes(_in_group, (2, folder, config), nprocs=2, start_method="forkserver")
+    given = (2, folder, config, str(cache_root()))
+    mp.start_processes(_in_group, given, nprocs=2, start_method="forkserver")
     for name, values in load_file(folder / "model.safetensors").items():
         torch.testing.assert_close(values, one[name], rtol=0, atol=1e-5)
 
