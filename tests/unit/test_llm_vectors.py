@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from raysys.data.faults import Report
@@ -183,6 +183,7 @@ def test_bad_vectors_are_refused(tmp_path: Path, vectors: np.ndarray) -> None:
 
 @settings(max_examples=20, deadline=None)
 @given(st.integers(0, 10_000), st.booleans())
+@example(584, False)  # a byte of a key, which the index has too
 def test_damage_is_named_and_mended_by_deleting_the_part(
     tmp_path_factory: pytest.TempPathFactory, where: int, cut: bool
 ) -> None:
