@@ -109,11 +109,11 @@ class EqualLongCTR(DIN):
 
     def logits(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
         """Logits [B, C] of a click."""
-        return self._logits(batch, self._pairs(batch)), None
+        return self._logits(batch, self.inputs(batch).pairs), None
 
     def loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """BCE of the click; of SIM also of the click from its first stage alone."""
-        pairs = self._pairs(batch)
+        pairs = self.inputs(batch).pairs
         loss, weight = self.cost(self._logits(batch, pairs), None, batch)
         if self.first_stage is not None:
             assert batch.clicks is not None
@@ -136,7 +136,7 @@ class EqualLongCTR(DIN):
         sorting. Its SIM besides lets padding, of relevance 0, win over events, so that a window
         with padding is never certain.
         """
-        pairs = self._pairs(batch)
+        pairs = self.inputs(batch).pairs
         if not isinstance(self.retriever, TopK):
             return torch.ones(pairs.candidates.shape, dtype=torch.bool)
         real = pairs.mask.unsqueeze(1).expand(-1, pairs.candidates.shape[1], -1)
