@@ -91,7 +91,7 @@ def test_of_certain_rows_no_other_choice_is_as_good(data: Prepared, model: str) 
     made = model_of(data, model, k=3).eval()
     batch = loader_of(data).batch(0, 0, 0, 1)
     assert batch is not None
-    pairs = made._pairs(batch)
+    pairs = made.inputs(batch).pairs
     relevance = made.retriever.relevance(pairs)[:, 0].detach().numpy()  # type: ignore[operator]
     certain = made.certain(batch)[:, 0]
     for row, sure in enumerate(certain.tolist()):
