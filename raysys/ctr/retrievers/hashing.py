@@ -108,7 +108,7 @@ class BucketSums(Retriever):
         every = torch.arange(2 ** len(self.powers), device=pairs.keys.device)
         lived = self.buckets(pairs.keys)
         inside = lived.transpose(1, 2).unsqueeze(2) == every.view(1, 1, -1, 1)
-        inside &= pairs.mask.view(len(lived), 1, 1, -1)
+        inside &= pairs.mask[:, None, None]
         # One product for all groups: a product of few rows runs at a fraction of the speed.
         sums = torch.bmm(inside.flatten(1, 2).to(pairs.keys.dtype), pairs.keys)
         return self.buckets(pairs.query), lived, sums.unflatten(1, inside.shape[1:3])
