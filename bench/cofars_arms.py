@@ -59,6 +59,7 @@ def arms(base: dict[str, Any], window: int, category: str | None = None) -> list
         "model.retriever.kind": "counted-js",
         "model.retriever.attributes": preferences["attributes"],
         "model.retriever.strength": preferences.get("strength", 20.0),
+        "model.retriever.behaviours": list(preferences.get("behaviours", ())),
     }
     searched: Point = {"model.retriever.window": window}
     found: Point = {**searched, "model.retriever.k": k}

@@ -11,12 +11,12 @@ from scipy.stats import spearmanr
 from sklearn.metrics import normalized_mutual_info_score
 
 from raysys.artifacts.run import load_run
-from raysys.cofars.fit import training_stop
 from raysys.cofars.ranker import CofarsDIN, CofarsDINConfig
 from raysys.data.attribute_counts import count_contexts
 from raysys.data.context_keys import ContextTable
 from raysys.data.contexts import FIRST
 from raysys.data.prepared import Prepared
+from raysys.data.training_counts import training_stop
 from raysys.data.world.truth import read_truth
 from raysys.layers.divergence import Divergence
 

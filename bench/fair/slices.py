@@ -6,12 +6,12 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow.compute as pc
 
-from raysys.cofars.fit import training_stop
 from raysys.data.attribute_counts import event_keys, rows_before
 from raysys.data.context_keys import ContextTable
 from raysys.data.contexts import FIRST, MISSING, ContextFeature
 from raysys.data.features import fit_contexts, training_item_counts
 from raysys.data.prepared import Prepared
+from raysys.data.training_counts import training_stop
 from raysys.metrics import ScoredRows
 
 Ints = npt.NDArray[np.int64]

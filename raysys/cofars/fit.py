@@ -18,7 +18,6 @@ from raysys.data.histories import Histories
 from raysys.data.prepared import Prepared
 from raysys.data.split import stable_hash
 from raysys.data.training_counts import TrainingCounts
-from raysys.data.training_counts import training_stop as training_stop
 from raysys.errors import ConfigError
 
 Ints = npt.NDArray[np.int64]

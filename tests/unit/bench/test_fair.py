@@ -15,10 +15,10 @@ from bench.fair.leaks import leak_tests, write_labels
 from bench.fair.report import write_page
 from bench.fair.slices import slices
 from bench.fair.study import Sizes, run_study
-from raysys.cofars.fit import training_stop
 from raysys.data.dataset import Dataset
 from raysys.data.mapping import LocalMapper
 from raysys.data.prepared import Prepared, prepare
+from raysys.data.training_counts import training_stop
 from raysys.data.world import WorldConfig, make_world
 from raysys.errors import ConfigError
 from raysys.metrics import ScoredRows
