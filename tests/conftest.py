@@ -6,6 +6,7 @@ Skips tests, with the reason, whose marker asks for what this machine lacks.
 import importlib.util
 import os
 import shutil
+import signal
 from collections.abc import Callable
 
 import pytest
@@ -13,6 +14,9 @@ from hypothesis import settings
 
 # Tensors of tests are too small to share among threads. Read when torch is first imported.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# A shell's background jobs ignore Ctrl-C, and so would the processes that tests interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # No test asserts a time, and the first example of a session pays for imports.
 settings.register_profile("raysys", deadline=None)
