@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from larr_city import City, open_city
@@ -17,13 +18,14 @@ from raysys.larr.embedding import EmbeddingModel
 from raysys.larr.packing import Packed
 from raysys.larr.texts import SPECIAL_TOKENS
 from raysys.llm.encoder import EncoderSpec, TextEncoder
+from raysys.llm.engine import Resources, embed
 from raysys.llm.heads import Head
 from raysys.llm.special_tokens import special_token_ids
 from raysys.options import resolve
 from raysys.recipes.registry import recipe_of, run
 from raysys.training import InProcessReporter, InterruptedRunError
 
-SIZES = ["backbone={layers: 2, width: 32, heads: 2, vocab: 400}", "max_tokens=96", "row_tokens=96"]
+SIZES = ["backbone={layers: 2, width: 32, heads: 1, vocab: 400}", "max_tokens=96", "row_tokens=96"]
 STAGE_1 = [*SIZES, "batch_rows=6", "train.lr=0.02", "train.epochs=4", "train.warmup_steps=2"]
 STAGE_2 = [
     *SIZES, "batch_size=12", "width=16", "chunk_tokens=384", "train.lr=0.01", "train.epochs=1",
@@ -244,15 +246,12 @@ def test_two_ray_workers_learn_what_one_process_learns(made: Path, tmp_path: Pat
 
 
 @pytest.mark.vllm
+@pytest.mark.slow
 def test_vllm_reads_run_hf_with_its_head(made: Path) -> None:
-    from vllm import LLM
-
     texts = ["<poi><name> Red thai house 0</poi>", "<user><visits> salmon nigiri</user>"]
     spec = EncoderSpec(backbone=f"dir:{made / 'two' / 'hf'}", pooling="last", max_tokens=96)
     ours = TextEncoder(spec, device="cpu")(texts)
-    engine = LLM(
-        str(made / "two" / "hf"), runner="pooling", convert="embed", dtype="float32",
-        enforce_eager=True, max_model_len=96,
-    )  # fmt: skip
-    theirs = np.array([row.outputs.embedding for row in engine.embed(texts)])
+    one = Resources(threads=1, kv_cache_gib=1)
+    chunks = list(embed(spec, pa.array(texts), engine="vllm", resources=one))
+    theirs = np.concatenate([chunk.values for chunk in chunks])
     assert ((theirs * ours).sum(1) > 0.9999).all()
