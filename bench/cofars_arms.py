@@ -14,16 +14,6 @@ _ALL_RATES = (1e-3, 2e-3, 4e-3, 8e-3)
 _OFF = (85.0, 93.0)
 CANDIDATE_AWARE = ("sim-hard", "sim-soft", "eta", "sdim", "twin")
 PLACEBOS = ("cofars-permuted", "cofars-random")
-# The full loss as printed, and what it lacks where a part is taken away; of the inner product and
-# of γ the selector that is fitted by L_MSE alone depends as well.
-_FULL: Point = {"cofars.encoder.anchored": False, "selector.train.epochs": 1}
-ABLATIONS: dict[str, Point] = {
-    "cofars-inner": {"cofars.encoder.similarity": "inner"},
-    "cofars-no-mse": {"cofars.loss.mse": 0.0},
-    "cofars-full-loss": _FULL,
-    "cofars-full-no-ind": {**_FULL, "cofars.loss.ind": 0.0},
-    "cofars-full-no-graph": {**_FULL, "cofars.graph.layers": 0},
-}
 # The method as printed: the full loss moves selector, prototypes and graph. `cofars` itself is the
 # selector as shipped, which L_MSE alone has fitted: graph and short-term state are silent.
 _FULL: Point = {"cofars.encoder.anchored": False, "selector.train.epochs": 1}

@@ -186,11 +186,14 @@ def _words(found: Figures, placebo: Figures | None) -> str:
     if open_claims := [c["claim"] for c in found["claims"] if c["verdict"] == "no verdict"]:
         return f"no verdict: not to be judged here is that {open_claims[0]}"
     if not found["supported_but_cost"]:
-        broken = "planted data: the law is not recovered as it should be"
-        equal = found["not_worse_than_best"]
-        real = "not supported in quality; not inferior to the best candidate-aware arm, so "
-        real += "cheaper at equal quality if cofars-cost shows it" if equal else ""
-        return broken if found["planted"] else (real if equal else "not supported")
+        if found["planted"]:
+            return "planted data: the law is not recovered as it should be"
+        if found["not_worse_than_best"]:
+            return (
+                "not supported in quality; not inferior to the best candidate-aware arm, so "
+                "cheaper at equal quality if cofars-cost shows it"
+            )
+        return "not supported"
     if placebo is not None and any(c["verdict"] == "supported" for c in placebo["claims"]):
         return "not supported: CoFARS also wins where the context law is off"
     if found["planted"]:

@@ -14,8 +14,8 @@ from raysys.metrics import ScoredRows, gap_share
 from raysys.metrics.baselines import GBDT, baseline_metrics, compute_baselines, oracle_scores
 from raysys.options import resolve
 from raysys.recipes.evaluate import default_metrics, evaluate, group_key
-from raysys.recipes.ranker import run as train
 from raysys.recipes.registry import recipe_of
+from raysys.recipes.registry import run as train
 
 BASELINES = ("popularity", *GBDT)
 

@@ -41,7 +41,7 @@ from raysys.data.sampling import ImpressionLoader, pointers_of
 from raysys.recipes import ranker
 from raysys.recipes.ranker import Built, GroupedTask, Positive, RankerRecipe
 from raysys.tracking.figures import write_figure
-from raysys.training import EarlyStopping, Outcome, Reporter, Session, TrainConfig, World, fit
+from raysys.training import EarlyStopping, Session, TrainConfig, World, fit
 from raysys.training.rng import seed_everything
 
 _RANKER_TRAIN = TrainConfig(
@@ -163,27 +163,6 @@ def ready(config: CofarsRecipe) -> Prepared:
     codec = context_features(data, config.features.contexts)
     check_fields(data, config.cofars, codec)
     return data
-
-
-def run(
-    config: CofarsRecipe,
-    out: Path,
-    *,
-    allow_code_change: bool = False,
-    show_progress: bool = True,
-    reporter: Reporter | None = None,
-    wait_s: float = 0.0,
-) -> Outcome:
-    """See `raysys.recipes.ranker.run`."""
-    return ranker.run(
-        config,
-        out,
-        learn=train,
-        allow_code_change=allow_code_change,
-        show_progress=show_progress,
-        reporter=reporter,
-        wait_s=wait_s,
-    )
 
 
 def train(config: CofarsRecipe, session: Session) -> dict[str, Any]:

@@ -6,7 +6,6 @@ training; the run keeps the vectors it needs, so that nothing is encoded when it
 
 import logging
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -30,8 +29,6 @@ from raysys.recipes.ranker import Built, RankerRecipe, RankingTask, table_path
 from raysys.training import (
     EarlyStopping,
     Loader,
-    Outcome,
-    Reporter,
     Session,
     TrainConfig,
     World,
@@ -144,28 +141,6 @@ def ready(config: LarrRecipe) -> Prepared:
     data = ranker.ready(config)
     prepare_scene(config, config.larr, config.scene_encoder, data)
     return data
-
-
-def run(
-    config: LarrRecipe,
-    out: Path,
-    *,
-    allow_code_change: bool = False,
-    show_progress: bool = True,
-    reporter: Reporter | None = None,
-    wait_s: float = 0.0,
-) -> Outcome:
-    """See `raysys.recipes.ranker.run`."""
-    return ranker.run(
-        config,
-        out,
-        learn=train,
-        check=ready,
-        allow_code_change=allow_code_change,
-        show_progress=show_progress,
-        reporter=reporter,
-        wait_s=wait_s,
-    )
 
 
 def train(config: LarrRecipe, session: Session) -> dict[str, Any]:

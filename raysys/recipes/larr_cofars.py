@@ -1,6 +1,5 @@
 """Train `ctr/larr-cofars`: CoFARS chooses the past events, LARR tells the ranker the scene."""
 
-from pathlib import Path
 from typing import Any, Literal, Self
 
 from pydantic import BaseModel, model_validator
@@ -17,7 +16,7 @@ from raysys.recipes import cofars, ranker
 from raysys.recipes.cofars import CofarsRecipe, with_selector
 from raysys.recipes.larr import SceneTask, fit_scene, prepare_scene
 from raysys.recipes.ranker import Built, RankerRecipe
-from raysys.training import Outcome, Reporter, Session
+from raysys.training import Session
 
 
 class LarrCofarsDINConfig(LarrDINConfig, CofarsDINConfig):
@@ -50,28 +49,6 @@ def ready(config: LarrCofarsRecipe) -> Prepared:
     data = cofars.ready(config)
     prepare_scene(config, config.larr, config.scene_encoder, data)
     return data
-
-
-def run(
-    config: LarrCofarsRecipe,
-    out: Path,
-    *,
-    allow_code_change: bool = False,
-    show_progress: bool = True,
-    reporter: Reporter | None = None,
-    wait_s: float = 0.0,
-) -> Outcome:
-    """See `raysys.recipes.ranker.run`."""
-    return ranker.run(
-        config,
-        out,
-        learn=train,
-        check=ready,
-        allow_code_change=allow_code_change,
-        show_progress=show_progress,
-        reporter=reporter,
-        wait_s=wait_s,
-    )
 
 
 def train(config: LarrCofarsRecipe, session: Session) -> dict[str, Any]:

@@ -18,7 +18,6 @@ from pydantic import (
 from torch import nn
 
 from raysys.artifacts.language import save_language_run
-from raysys.artifacts.run import verify_run
 from raysys.data.dataset import Dataset
 from raysys.data.prepared import Prepared, prepare
 from raysys.errors import ConfigError
@@ -32,13 +31,9 @@ from raysys.llm.fresh import FreshModel, write_fresh_model
 from raysys.llm.tuning import TuningConfig, load_for_tuning, save_tuned
 from raysys.training import (
     FitResult,
-    Outcome,
-    Reporter,
     Session,
     TrainConfig,
-    TrainFunction,
     World,
-    launch,
 )
 from raysys.training.sharding import whole
 
@@ -119,7 +114,7 @@ def open_log(config: LlmRecipe) -> Log:
     return Log.of(data, config.text, config.holdout, config.holdout_seed)
 
 
-def ready(config: LlmRecipe) -> Log:
+def ready(config: LlmRecipe) -> Prepared:
     """Check data and options together.
 
     Raises:
@@ -135,33 +130,7 @@ def ready(config: LlmRecipe) -> Log:
     )
     if limit is not None and config.max_tokens > limit:
         raise ConfigError(f"max_tokens={config.max_tokens}, but the backbone has {limit} positions")
-    return log
-
-
-def run(
-    config: LlmRecipe,
-    out: Path,
-    learn: TrainFunction,
-    *,
-    allow_code_change: bool = False,
-    show_progress: bool = True,
-    reporter: Reporter | None = None,
-    wait_s: float = 0.0,
-) -> Outcome:
-    """See `raysys.recipes.ranker.run`."""
-    log = ready(config)
-    return launch(
-        learn,
-        config,
-        config.train,
-        out,
-        data_card_id=log.data.dataset.manifest.data_card_id,
-        verify=verify_run,
-        allow_code_change=allow_code_change,
-        show_progress=show_progress,
-        reporter=reporter,
-        wait_s=wait_s,
-    )
+    return log.data
 
 
 def open_base(

@@ -1,6 +1,5 @@
 """Train `llm/contrast`, LARR's stage 2: the language model becomes a text encoder."""
 
-from pathlib import Path
 from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
@@ -16,7 +15,7 @@ from raysys.llm.backbones import BackboneSpec
 from raysys.llm.tuning import tunable
 from raysys.recipes import llm
 from raysys.recipes.llm import LlmRecipe, Positive
-from raysys.training import Outcome, Session, TrainConfig, World, fit
+from raysys.training import Session, TrainConfig, World, fit
 
 _BEGIN_TEXTS = 256
 
@@ -58,11 +57,6 @@ class ContrastRecipe(LlmRecipe):
             if name != "untuned":
                 BackboneSpec.parse(name)
         return self
-
-
-def run(config: ContrastRecipe, out: Path, **options: Any) -> Outcome:
-    """See `raysys.recipes.ranker.run`."""
-    return llm.run(config, out, train, **options)
 
 
 def train(config: ContrastRecipe, session: Session) -> dict[str, Any]:

@@ -1,6 +1,5 @@
 """Train `llm/pretrain`, LARR's stage 1: a language model learns the texts of places."""
 
-from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field
@@ -10,7 +9,7 @@ from raysys.larr.pretrain import PretrainTask
 from raysys.llm.tuning import tunable
 from raysys.recipes import llm
 from raysys.recipes.llm import LlmRecipe, Positive
-from raysys.training import Outcome, Session, TrainConfig, World, fit
+from raysys.training import Session, TrainConfig, World, fit
 
 
 class PretrainRecipe(LlmRecipe):
@@ -28,11 +27,6 @@ class PretrainRecipe(LlmRecipe):
     train: TrainConfig = Field(
         default=TrainConfig(epochs=3, lr=3e-4, schedule="cosine", warmup_steps=10, clip_norm=1.0)
     )
-
-
-def run(config: PretrainRecipe, out: Path, **options: Any) -> Outcome:
-    """See `raysys.recipes.ranker.run`."""
-    return llm.run(config, out, train, **options)
 
 
 def train(config: PretrainRecipe, session: Session) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from pydantic import (
 from torch import Tensor
 
 from raysys.artifacts.ranker import Ranker
-from raysys.artifacts.run import save_run, verify_run
+from raysys.artifacts.run import save_run
 from raysys.ctr.din import DINConfig
 from raysys.ctr.ranker import CTRConfig
 from raysys.ctr.retrievers.fit import fit_retriever
@@ -43,14 +43,10 @@ from raysys.metrics import ranking
 from raysys.metrics.blocks import tie_blocks
 from raysys.training import (
     Loader,
-    Outcome,
-    Reporter,
     Session,
     TrainConfig,
-    TrainFunction,
     World,
     fit,
-    launch,
 )
 
 Positive = Annotated[int, Field(ge=1)]
@@ -165,41 +161,6 @@ class Built(NamedTuple):
 
 # From the recipe, the settled options of its model, the data, its fitted features and catalogue.
 Build = Callable[[RankerRecipe, BaseModel, Prepared, FeatureSpace, Catalogue, Session], Built]
-
-
-def run(
-    config: RankerRecipe,
-    out: Path,
-    *,
-    learn: TrainFunction | None = None,
-    check: Callable[[Any], Prepared] | None = None,
-    allow_code_change: bool = False,
-    show_progress: bool = True,
-    reporter: Reporter | None = None,
-    wait_s: float = 0.0,
-) -> Outcome:
-    """Train to the end, or go on where an earlier launch of the same command stopped.
-
-    learn: what every worker runs; `train` by default. check: of data and options; `ready` by
-    default.
-    reporter, wait_s: as for `raysys.training.launch`.
-
-    Raises:
-        RaysysError: bad data or options; nothing is left behind if nothing had been learned.
-    """
-    data = (check or ready)(config)
-    return launch(
-        learn or train,
-        config,
-        config.train,
-        out,
-        data_card_id=data.dataset.manifest.data_card_id,
-        verify=verify_run,
-        allow_code_change=allow_code_change,
-        show_progress=show_progress,
-        reporter=reporter,
-        wait_s=wait_s,
-    )
 
 
 def ready(config: RankerRecipe) -> Prepared:

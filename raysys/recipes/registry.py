@@ -6,11 +6,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from raysys.artifacts.ranker import Ranker
+from raysys.artifacts.run import verify_run
 from raysys.cofars.ranker import CofarsDIN
 from raysys.ctr.dcnv2 import DCNv2, DCNv2Config
 from raysys.ctr.din import DIN, DINConfig
 from raysys.ctr.finalmlp import FinalMLP, FinalMLPConfig
 from raysys.data.features import FeatureConfig
+from raysys.data.prepared import Prepared
 from raysys.errors import ConfigError
 from raysys.larr.ranker import LarrDIN
 from raysys.news.nrms import NRMS, NRMSConfig
@@ -22,7 +24,7 @@ from raysys.recipes.llm import LlmRecipe
 from raysys.recipes.llm_contrast import ContrastRecipe
 from raysys.recipes.llm_pretrain import PretrainRecipe
 from raysys.recipes.ranker import Positive, RankerRecipe
-from raysys.training import EarlyStopping, Outcome, TrainConfig
+from raysys.training import EarlyStopping, Outcome, Reporter, Session, TrainConfig, launch
 
 _CTR_TRAIN = TrainConfig(
     epochs=10, lr=1e-3, weight_decay=1e-4, early_stopping=EarlyStopping(metric="gauc", patience=2)
@@ -87,20 +89,15 @@ MODELS: dict[str, type[Ranker]] = {
     "ctr/larr-cofars": LarrCofarsDIN,
     "news/nrms": NRMS,
 }
-# Recipes with a program, and a check of their own.
-_PROGRAMS: dict[str, Callable[..., Outcome]] = {
-    "ctr/cofars": cofars.run,
-    "ctr/larr": larr.run,
-    "ctr/larr-cofars": larr_cofars.run,
-    "llm/pretrain": llm_pretrain.run,
-    "llm/contrast": llm_contrast.run,
-}
-_CHECKS: dict[str, Callable[[Any], Any]] = {
-    "ctr/cofars": cofars.ready,
-    "ctr/larr": larr.ready,
-    "ctr/larr-cofars": larr_cofars.ready,
-    "llm/pretrain": llm.ready,
-    "llm/contrast": llm.ready,
+# What every worker of a recipe runs, and its check of data and options together.
+Program = tuple[Callable[[Any, Session], dict[str, Any]], Callable[[Any], Prepared]]
+_RANKER: Program = (ranker.train, ranker.ready)
+_PROGRAMS: dict[str, Program] = {
+    "ctr/cofars": (cofars.train, cofars.ready),
+    "ctr/larr": (larr.train, larr.ready),
+    "ctr/larr-cofars": (larr_cofars.train, larr_cofars.ready),
+    "llm/pretrain": (llm_pretrain.train, llm.ready),
+    "llm/contrast": (llm_contrast.train, llm.ready),
 }
 
 
@@ -117,11 +114,37 @@ def recipe_of(name: str) -> type[RankerRecipe] | type[LlmRecipe]:
     return RECIPES[name]
 
 
-def ready(config: RankerRecipe | LlmRecipe) -> Any:
+def ready(config: RankerRecipe | LlmRecipe) -> Prepared:
     """Check data and options together; see `raysys.recipes.ranker.ready`."""
-    return _CHECKS.get(config.recipe, ranker.ready)(config)
+    return _PROGRAMS.get(config.recipe, _RANKER)[1](config)
 
 
-def run(config: RankerRecipe | LlmRecipe, out: Path, **options: Any) -> Outcome:
-    """Train with the program of the config's recipe; see `raysys.recipes.ranker.run`."""
-    return _PROGRAMS.get(config.recipe, ranker.run)(config, out, **options)
+def run(
+    config: RankerRecipe | LlmRecipe,
+    out: Path,
+    *,
+    allow_code_change: bool = False,
+    show_progress: bool = True,
+    reporter: Reporter | None = None,
+    wait_s: float = 0.0,
+) -> Outcome:
+    """Train to the end, or go on where an earlier launch of the same command stopped.
+
+    reporter, wait_s: as for `raysys.training.launch`.
+
+    Raises:
+        RaysysError: bad data or options; nothing is left behind if nothing had been learned.
+    """
+    data = ready(config)
+    return launch(
+        _PROGRAMS.get(config.recipe, _RANKER)[0],
+        config,
+        config.train,
+        out,
+        data_card_id=data.dataset.manifest.data_card_id,
+        verify=verify_run,
+        allow_code_change=allow_code_change,
+        show_progress=show_progress,
+        reporter=reporter,
+        wait_s=wait_s,
+    )

@@ -15,7 +15,7 @@ from tune_toy import SPACE, options, tiny_world
 from raysys.artifacts.predictor import Predictor
 from raysys.errors import ConfigError, ResumeError
 from raysys.recipes.evaluate import evaluate
-from raysys.recipes.ranker import run
+from raysys.recipes.registry import run
 from tune_spaces.runner.space import Choice, configure
 from tune_spaces.runner.sweep import tune
 

@@ -22,8 +22,8 @@ from raysys.data.world import WorldConfig, make_world
 from raysys.errors import ArtifactError, ConfigError, DataError, ResumeError
 from raysys.options import resolve
 from raysys.recipes.evaluate import evaluate
-from raysys.recipes.ranker import RankerRecipe, run, train
-from raysys.recipes.registry import MODELS, RECIPES, recipe_of
+from raysys.recipes.ranker import RankerRecipe, train
+from raysys.recipes.registry import MODELS, RECIPES, recipe_of, run
 from raysys.training import CheckpointStore, InterruptedRunError, Session, World
 from raysys.training.reporter import InProcessReporter
 from raysys.training.rng import seed_everything
