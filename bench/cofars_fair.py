@@ -6,30 +6,36 @@ planted map the prototypes recover; with `placebo` the whole study runs again on
 context law is off, where CoFARS must not win.
 """
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from bench.cofars_arms import CANDIDATE_AWARE, PLACEBOS, arms, claims
 from bench.cofars_recovery import recovery
-from bench.fair.arms import Arm
-from bench.fair.leaks import leak_tests
+from bench.fair.leaks import leaks_of
 from bench.fair.report import tables, write_page
-from bench.fair.results import Scores, Subject, cheap, metrics_of, results
+from bench.fair.results import (
+    Scores,
+    Subject,
+    beside_baselines,
+    cheap,
+    cut_short,
+    failed_leak,
+    metrics_of,
+    open_claim,
+    results,
+    seen_of,
+    supported,
+)
 from bench.fair.slices import slices
 from bench.fair.study import Sizes, Study, run_study
 from raysys.data.dataset import Dataset
 from raysys.data.prepared import Prepared, prepare
 from raysys.errors import ConfigError
-from raysys.metrics.baselines import GBDT
 from raysys.metrics.bootstrap import REPLICATES
 from raysys.options import load_yaml
-from raysys.recipes.split_scorer import chosen_impressions
 
-_LONGEST = 10_000  # events that a searching arm may see
 SUBJECT = Subject(name="cofars", over="recent", placebos=PLACEBOS)
 Figures = dict[str, Any]
 
@@ -78,23 +84,22 @@ def run(
         if folder is None:
             continue
         prepared = prepare(Dataset(folder))
-        lengths = _history_lengths(prepared, users)
-        seen = window or int(min(_LONGEST, lengths.max(initial=1)))
+        seen, beyond = seen_of(prepared, users, window)
         studied = arms(base, seen, category)
         if name == "placebo":
             # No claim asks for the others where the law is off.
             studied = [arm for arm in studied if arm.named]
-        study = run_study(studied, base, folder, Path(out) / name, sizes)
+        where = Path(out) / name
+        study = run_study(studied, base, folder, where, sizes)
         scores = cheap(prepared, users)
-        where = Path(out) / name / "runs"
-        found = _reported(study, base, prepared, where, scores, replicates)
-        found |= {"data": folder, "window": seen}
-        found["beyond_window"] = float((lengths > seen).mean())
-        found["leak_tests"] = _leaks(
-            studied, base, study, prepared, Path(out) / name, users, scores
+        found = _reported(study, base, prepared, where / "runs", scores, replicates)
+        found |= {"data": folder, "window": seen, "beyond_window": beyond}
+        # CoFARS has every part that could leak.
+        found["leak_tests"] = leaks_of(
+            "cofars", studied, base, prepared, study, where, users, scores
         )
         result[name] = found
-        write_page(found, Path(out) / name, "cofars", found["headline"])
+        write_page(found, where, "cofars", found["headline"])
     result["verdict"] = _verdict(result)
     return result
 
@@ -108,12 +113,6 @@ def markdown(result: Figures) -> str:
             found = result[name]
             parts.append(f"{title}. {tables(found, 'cofars', found['headline'])}")
     return "\n\n".join(parts)
-
-
-def _history_lengths(data: Prepared, users: int) -> npt.NDArray[np.int64]:
-    """Events before each test request that is scored."""
-    chosen = chosen_impressions(data, "test", users)
-    return data.impressions.end[chosen] - data.impressions.start[chosen]
 
 
 def _reported(
@@ -142,22 +141,6 @@ def _reported(
     }
 
 
-def _leaks(
-    chosen: Sequence[Arm],
-    base: dict[str, Any],
-    study: Study,
-    data: Prepared,
-    out: Path,
-    users: int,
-    scores: Scores,
-) -> Figures:
-    """Of CoFARS: it has every part that could leak."""
-    arm = next(arm for arm in chosen if arm.name == "cofars")
-    cheap = {name: values for name, values in scores.items() if name != "oracle"}
-    found = leak_tests(arm, base, data, study, out, users, cheap)
-    return {finding.test: finding.model_dump(exclude={"test"}) for finding in found}
-
-
 def _recovery(study: Study, data: Prepared, runs: Path) -> Figures:
     """What of the hidden map each arm's prototypes recover."""
     return {
@@ -170,21 +153,17 @@ def _recovery(study: Study, data: Prepared, runs: Path) -> Figures:
 def _verdict(result: Figures) -> str:
     """The words of §5, in a fixed order; the cost part is measured by `cofars-cost`."""
     found = result["data"]
-    for test, finding in found["leak_tests"].items():
-        if finding["passed"] is False:
-            return f"not to be trusted: {test} failed"
+    leak = failed_leak(found)
+    if leak is not None:
+        return f"not to be trusted: {leak} failed"
     words = _words(found, result.get("placebo"))
-    if found["beyond_window"]:
-        words += (
-            f"; {found['beyond_window']:.0%} of the requests have more events than the "
-            f"{found['window']} that searching arms saw"
-        )
-    return f"{_beside_baselines(found)}; {words}"
+    return f"{beside_baselines(found, 'cofars')}; {words}{cut_short(found)}"
 
 
 def _words(found: Figures, placebo: Figures | None) -> str:
-    if open_claims := [c["claim"] for c in found["claims"] if c["verdict"] == "no verdict"]:
-        return f"no verdict: not to be judged here is that {open_claims[0]}"
+    unjudged = open_claim(found)
+    if unjudged is not None:
+        return unjudged
     if not found["supported_but_cost"]:
         if found["planted"]:
             return "planted data: the law is not recovered as it should be"
@@ -194,25 +173,9 @@ def _words(found: Figures, placebo: Figures | None) -> str:
                 "cheaper at equal quality if cofars-cost shows it"
             )
         return "not supported"
-    if placebo is not None and any(c["verdict"] == "supported" for c in placebo["claims"]):
+    if placebo is not None and supported(placebo["claims"]):
         return "not supported: CoFARS also wins where the context law is off"
     if found["planted"]:
         world = "with the law off it does not win" if placebo else "the world without it not run"
         return f"planted data, which support nothing beyond correctness: the law is found; {world}"
     return "supported, if retrieval time is flat (cofars-cost)"
-
-
-def _beside_baselines(found: Figures) -> str:
-    """CoFARS beside the trees and the best of the other cheap rules, in the headline."""
-    metric = found["headline"]
-    cheap = {n: v[metric] for n, v in found["baselines"].items() if n != "oracle"}
-    trees = max(GBDT, key=lambda name: cheap.get(name, 0.0))
-    rule = max((n for n in cheap if n not in GBDT), key=lambda name: cheap[name])
-    told = []
-    for name in (trees, rule):
-        if name in cheap:
-            row = found["cofars_minus"][name][metric]
-            low, high = row["users"]
-            side = "above" if low > 0 else "below" if high < 0 else "neither above nor below"
-            told.append(f"{side} {name} ({row['delta']:+.4f} [{low:+.4f}, {high:+.4f}])")
-    return f"{metric} is {' and '.join(told)}"

@@ -11,15 +11,19 @@ from pathlib import Path
 from typing import Any
 
 from bench.fair.arms import Arm
-from bench.fair.leaks import leak_tests
+from bench.fair.leaks import leaks_of
 from bench.fair.report import tables, write_page
 from bench.fair.results import (
     Scores,
     Subject,
+    beside_baselines,
     cheap,
+    cut_short,
     failed_leak,
     metrics_of,
+    open_claim,
     results,
+    seen_of,
     supported,
 )
 from bench.fair.slices import scene_slices
@@ -50,7 +54,7 @@ def run(
     rows: int = 300_000,
     valid_rows: int = 30_000,
     users: int = 2_000,
-    window: int = 500,
+    window: int | None = None,
     rare: int = 30,
     max_core_hours: float = 4.0,
     replicates: int = REPLICATES,
@@ -62,8 +66,8 @@ def run(
     pooling: its pooling. variants: encoders that lack a stage, e.g. {no-cpt: dir:RUN/hf}. rows,
     valid_rows, users, seeds, other_seeds, max_core_hours: see `Sizes`; they hold for each of the
     two folders. On `placebo` only the arms run that a claim names.
-    window: events that arms which search the history see. rare: training requests below which a
-    scene value is rare.
+    window: events that arms which search the history see, by default as many as the longest has,
+    10,000 at most. rare: training requests below which a scene value is rare.
 
     Raises:
         ConfigError: no config of `ctr/larr`, or `out` holds a study with other options.
@@ -81,7 +85,6 @@ def run(
         max_core_hours=max_core_hours,
     )
     encoders = dict(variants or {})
-    chosen = arms(base, encoder, encoders, window, pooling)
     result: dict[str, Any] = {
         "bench": "larr-fair",
         "published": NO_FIGURES,
@@ -92,17 +95,21 @@ def run(
     for name, folder in (("data", data), ("placebo", placebo)):
         if folder is not None:
             where = Path(out) / name
-            _encode(chosen, base, folder)
             prepared = prepare(Dataset(folder))
+            seen, beyond = seen_of(prepared, users, window)
+            chosen = arms(base, encoder, encoders, seen, pooling)
+            _encode(chosen, base, folder)
             # No claim asks for the others where the law is off.
             studied = chosen if name == "data" else [arm for arm in chosen if arm.named]
             study = run_study(studied, base, folder, where, sizes)
             scores = cheap(prepared, users)
             found = _reported(study, base, prepared, scores, encoders, rare, replicates)
-            found |= {"data": folder, "window": window}
+            found |= {"data": folder, "window": seen, "beyond_window": beyond}
             runs = where / "runs"
             found["cost"] = scene_cost(prepared, runs / "larr" / "seed-0", runs / "din" / "seed-0")
-            found["leak_tests"] = _leaks(chosen, base, study, prepared, where, users, scores)
+            found["leak_tests"] = leaks_of(
+                "larr", chosen, base, prepared, study, where, users, scores
+            )
             write_page(found, where, "larr", found["headline"])
             result[name] = found
     result["verdict"] = verdict(result)
@@ -130,8 +137,14 @@ def verdict(result: dict[str, Any]) -> str:
     leak = failed_leak(found)
     if leak is not None:
         return f"not to be trusted: {leak} failed"
-    if any(row["verdict"] == "no verdict" for row in found["claims"]):
-        return "no verdict: too few seeds"
+    words = _words(found, result.get("placebo", {}))
+    return f"{beside_baselines(found, 'larr')}; {words}{cut_short(found)}"
+
+
+def _words(found: dict[str, Any], placebo: dict[str, Any]) -> str:
+    unjudged = open_claim(found)
+    if unjudged is not None:
+        return unjudged
     if not _beaten(found, "larr-random"):
         return "refuted: a random vector per value does as well"
     if not all(_beaten(found, control) for control in CONTROLS):
@@ -139,7 +152,7 @@ def verdict(result: dict[str, Any]) -> str:
         return "scene helps, not shown that text does" if helps else "not supported"
     if not found["gain_where_text_should_help"]["at_least_overall"]:
         return "not supported: the gain is not larger where ids know little"
-    if supported(_of(result.get("placebo", {}), "larr-random")):
+    if supported(_of(placebo, "larr-random")):
         return "not supported: LARR also wins where words mean nothing"
     if found["planted"]:
         return "supported on planted data, which test the code and not the claim"
@@ -208,18 +221,3 @@ def _encode(chosen: Sequence[Arm], base: dict[str, Any], folder: str) -> None:
     for arm in chosen:
         if arm.recipe == "ctr/larr":
             ready(arm.config(base, {}, 0, {"data": folder}))
-
-
-def _leaks(
-    chosen: Sequence[Arm],
-    base: dict[str, Any],
-    study: Study,
-    data: Prepared,
-    out: Path,
-    users: int,
-    scores: Scores,
-) -> dict[str, Any]:
-    arm = next(arm for arm in chosen if arm.name == "larr")
-    rules = {name: values for name, values in scores.items() if name != "oracle"}
-    found = leak_tests(arm, base, data, study, out, users, rules)
-    return {finding.test: finding.model_dump(exclude={"test"}) for finding in found}

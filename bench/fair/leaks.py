@@ -1,6 +1,6 @@
 """Leak tests of a study: the suite on one arm, which is also trained again on shuffled labels."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,23 @@ from raysys.recipes.evaluate import audit_of, group_key
 from raysys.recipes.split_scorer import SplitScorer
 
 Ints = npt.NDArray[np.int64]
+
+
+def leaks_of(
+    name: str,
+    arms: Sequence[Arm],
+    base: dict[str, Any],
+    data: Prepared,
+    study: Study,
+    out: Path,
+    users: int,
+    scores: Mapping[str, Floats],
+) -> dict[str, Any]:
+    """By test, what `leak_tests` finds on the arm `name`; the oracle is no feature to scan."""
+    arm = next(arm for arm in arms if arm.name == name)
+    rules = {rule: values for rule, values in scores.items() if rule != "oracle"}
+    found = leak_tests(arm, base, data, study, out, users, rules)
+    return {finding.test: finding.model_dump(exclude={"test"}) for finding in found}
 
 
 def leak_tests(

@@ -19,6 +19,7 @@ from raysys.recipes.evaluate import group_key
 from raysys.recipes.split_scorer import chosen_impressions
 
 Scores = dict[str, Floats]
+_LONGEST = 10_000  # events that a searching arm may see
 
 
 @dataclass(frozen=True)
@@ -165,6 +166,52 @@ def failed_leak(found: Mapping[str, Any]) -> str | None:
     """The first leak test that failed."""
     tests = found["leak_tests"].items()
     return next((name for name, finding in tests if finding["passed"] is False), None)
+
+
+def open_claim(found: Mapping[str, Any]) -> str | None:
+    """Words for the first claim that could not be judged."""
+    row = next((row for row in found["claims"] if row["verdict"] == "no verdict"), None)
+    if row is None:
+        return None
+    reason = row["reason"] or "too few seeds"
+    return f"no verdict: not to be judged here is that {row['claim']} ({reason})"
+
+
+def beside_baselines(found: Mapping[str, Any], name: str) -> str:
+    """The subject beside the trees and the best of the other cheap rules, in the headline."""
+    metric = found["headline"]
+    rules = {rule: v[metric] for rule, v in found["baselines"].items() if rule != "oracle"}
+    trees = max(GBDT, key=lambda rule: rules.get(rule, 0.0))
+    best = max((rule for rule in rules if rule not in GBDT), key=lambda rule: rules[rule])
+    told = []
+    for rule in (trees, best):
+        if rule in rules:
+            row = found[f"{name}_minus"][rule][metric]
+            low, high = row["users"]
+            side = "above" if low > 0 else "below" if high < 0 else "neither above nor below"
+            told.append(f"{side} {rule} ({row['delta']:+.4f} [{low:+.4f}, {high:+.4f}])")
+    return f"{metric} is {' and '.join(told)}"
+
+
+def seen_of(data: Prepared, users: int, window: int | None) -> tuple[int, float]:
+    """(events that searching arms see, share of the scored test requests that have more).
+
+    window: None for as many as the longest history has, 10,000 at most.
+    """
+    chosen = chosen_impressions(data, "test", users)
+    lengths = data.impressions.end[chosen] - data.impressions.start[chosen]
+    seen = window or int(min(_LONGEST, lengths.max(initial=1)))
+    return seen, float((lengths > seen).mean())
+
+
+def cut_short(found: Mapping[str, Any]) -> str:
+    """Words about requests with more events than searching arms saw; none if there are none."""
+    if not found["beyond_window"]:
+        return ""
+    return (
+        f"; {found['beyond_window']:.0%} of the requests have more events than the "
+        f"{found['window']} that searching arms saw"
+    )
 
 
 def cheap(data: Prepared, users: int) -> Scores:

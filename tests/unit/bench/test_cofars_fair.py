@@ -21,6 +21,12 @@ from raysys.options import load_yaml
 METRIC = "gauc_mean@user"
 
 
+def claim(other: str, verdict: str, reason: str = "") -> dict[str, Any]:
+    return {
+        "claim": f"cofars better than {other} in auc", "verdict": verdict, "reason": reason,
+    }  # fmt: skip
+
+
 def found(**changed: Any) -> dict[str, Any]:
     """A study in which everything holds, with some of it changed."""
     return {
@@ -31,7 +37,7 @@ def found(**changed: Any) -> dict[str, Any]:
         "beyond_window": 0.0,
         "window": 1000,
         "leak_tests": {"label_oracle": {"passed": True}, "list_position": {"passed": None}},
-        "claims": [{"claim": "cofars better than recent in auc", "verdict": "supported"}],
+        "claims": [claim("recent", "supported")],
         "baselines": {
             "repeat": {METRIC: 0.55}, "gbdt_pointwise": {METRIC: 0.66},
             "gbdt_lambdarank": {METRIC: 0.65}, "oracle": {METRIC: 0.9},
@@ -85,9 +91,16 @@ LOST = {"supported_but_cost": False}
             BESIDE + "not supported: CoFARS also wins where the context law is off",
         ),
         (
-            found(claims=[{"claim": "cofars better than x in auc", "verdict": "no verdict"}]),
+            found(claims=[claim("x", "no verdict")]),
             None,
-            BESIDE + "no verdict: not to be judged here is that cofars better than x in auc",
+            BESIDE + "no verdict: not to be judged here is that cofars better than x in auc "
+            "(too few seeds)",
+        ),
+        (
+            found(claims=[claim("x", "no verdict", "no such rows")]),
+            None,
+            BESIDE + "no verdict: not to be judged here is that cofars better than x in auc "
+            "(no such rows)",
         ),
         (
             found(beyond_window=0.527),

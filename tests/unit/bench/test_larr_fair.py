@@ -108,6 +108,7 @@ def found_with(**words: str) -> dict[str, Any]:
             {
                 "claim": f"larr better than {other} in {metric}",
                 "verdict": words.get(other.replace("-", "_"), "supported"),
+                "reason": "",
             }
             for other in every
             for metric in ("auc", "gauc_mean@user")
@@ -115,29 +116,57 @@ def found_with(**words: str) -> dict[str, Any]:
         "leak_tests": {"overlap": {"passed": None}, "candidate_permutation": {"passed": True}},
         "gain_where_text_should_help": {"at_least_overall": True},
         "planted": False,
+        "headline": METRIC,
+        "baselines": {"repeat": {METRIC: 0.6}, "gbdt_pointwise": {METRIC: 0.7}},
+        "larr_minus": {
+            "repeat": {METRIC: {"delta": 0.05, "users": [0.04, 0.06]}},
+            "gbdt_pointwise": {METRIC: {"delta": -0.01, "users": [-0.02, 0.01]}},
+        },
+        "beyond_window": 0.0,
+        "window": 500,
     }
+
+
+METRIC = "gauc_mean@user"
+BESIDE = (
+    f"{METRIC} is neither above nor below gbdt_pointwise (-0.0100 [-0.0200, +0.0100]) and above "
+    "repeat (+0.0500 [+0.0400, +0.0600]); "
+)
+
+
+def words_of(result: dict[str, Any]) -> str:
+    """The verdict behind what it says of the baselines."""
+    said = verdict(result)
+    assert said.startswith(BESIDE)
+    return said.removeprefix(BESIDE)
 
 
 def test_the_words_are_those_of_the_specification() -> None:
     none = "no difference shown"
-    assert verdict({"data": found_with()}) == "supported"
-    random = verdict({"data": found_with(larr_random=none, dcnv2=none)})
+    assert words_of({"data": found_with()}) == "supported"
+    random = words_of({"data": found_with(larr_random=none, dcnv2=none)})
     assert random == "refuted: a random vector per value does as well"
     for control in ("dcnv2", "single_pass"):
-        words = verdict({"data": found_with(**{control: none})})
+        words = words_of({"data": found_with(**{control: none})})
         assert words == "scene helps, not shown that text does"
-    assert verdict({"data": found_with(dcnv2=none, no_scene=none)}) == "not supported"
-    assert verdict({"data": found_with(din="no verdict")}) == "no verdict: too few seeds"
+    assert words_of({"data": found_with(dcnv2=none, no_scene=none)}) == "not supported"
+    assert words_of({"data": found_with(din="no verdict")}) == (
+        "no verdict: not to be judged here is that larr better than din in auc (too few seeds)"
+    )
     flat = {**found_with(), "gain_where_text_should_help": {"at_least_overall": False}}
-    assert verdict({"data": flat}).startswith("not supported: the gain is not larger")
+    assert words_of({"data": flat}).startswith("not supported: the gain is not larger")
     leaking = {**found_with(), "leak_tests": {"overlap": {"passed": False}}}
     assert verdict({"data": leaking}) == "not to be trusted: overlap failed"
     both = {"data": found_with(), "placebo": found_with()}
-    assert verdict(both) == "not supported: LARR also wins where words mean nothing"
+    assert words_of(both) == "not supported: LARR also wins where words mean nothing"
     both["placebo"] = found_with(larr_random=none)
-    assert verdict(both) == "supported"
+    assert words_of(both) == "supported"
+    short = {**found_with(), "beyond_window": 0.25}
+    assert words_of({"data": short}) == (
+        "supported; 25% of the requests have more events than the 500 that searching arms saw"
+    )
     planted = {**found_with(), "planted": True}
-    assert verdict({"data": planted}) == (
+    assert words_of({"data": planted}) == (
         "supported on planted data, which test the code and not the claim"
     )
 
