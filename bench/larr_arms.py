@@ -10,6 +10,7 @@ from bench.fair.slices import NEW_ITEMS, RARE_OR_UNSEEN
 RATES = (2e-3, 4e-3)
 # What an arm without an option of its own is tried with: twice as many rates.
 ALL_RATES = (1e-3, 2e-3, 4e-3, 8e-3)
+SMALL_RATES = (5e-4, 1e-3, 2e-3, 4e-3)
 ALIGNED = (0.1, 0.3)  # η, where m is tuned
 OFF_THE_SHELF = "wheel:minilm"
 PLACEBOS = ("larr-random", "larr-permuted", "larr-shuffled")
@@ -27,14 +28,19 @@ CONTROLS = ("dcnv2", "single-pass", "larr-random")  # (b), (d), and the decisive
 
 
 def arms(
-    base: dict[str, Any], encoder: str, variants: Mapping[str, str], window: int, pooling: str
+    base: dict[str, Any],
+    encoder: str,
+    variants: Mapping[str, str],
+    window: int,
+    pooling: str,
+    small: str | None = None,
 ) -> list[Arm]:
     """All arms over a config of `ctr/larr`.
 
     encoder: a spec string, of LARR's own arms; with another one than `wheel:minilm`, per-feature
     vectors of that are an arm of their own. variants: name → spec string of an encoder that lacks
     a stage or a pair type. window: events that arms which search the history see. pooling: of
-    `encoder` and of the variants.
+    `encoder` and of the variants. small: an encoder of a few layers that learns with the ranker.
 
     Every tuned arm is tried four times. Rankers without m know the scene by ids, but for
     `no-scene`, which does not know it at all.
@@ -84,6 +90,18 @@ def arms(
         for name, placebo in _DEALT.items()
     ]
     chosen += [scene(name, options, tuned_as="larr") for name, options in ABLATIONS.items()]
+    if small is not None:
+        # What a frozen model is held against, at rates that do not undo what it has learned.
+        learned: Point = {"scene_encoder.backbone": small, "scene_encoder.pooling": "last"}
+        learned["larr.frozen"] = False
+        chosen.append(
+            Arm(
+                name="larr-unfrozen",
+                recipe="ctr/larr",
+                options=learned,
+                tries=tuple({"train.lr": rate} for rate in SMALL_RATES),
+            )
+        )
     chosen += [
         scene(f"larr-{name}", {"scene_encoder.backbone": spec}, tuned_as="larr", named=True)
         for name, spec in variants.items()

@@ -49,6 +49,7 @@ def run(
     encoder: str = OFF_THE_SHELF,
     pooling: str = "mean",
     variants: dict[str, str] | None = None,
+    small: str | None = None,
     seeds: int = 5,
     other_seeds: int = 2,
     rows: int = 300_000,
@@ -63,7 +64,8 @@ def run(
 
     data, placebo: data set folders. config: of `ctr/larr`; what the arms have in common. encoder:
     whose vectors LARR's arms read, by default an off-the-shelf one, without stages 1 and 2;
-    pooling: its pooling. variants: encoders that lack a stage, e.g. {no-cpt: dir:RUN/hf}. rows,
+    pooling: its pooling. variants: encoders that lack a stage, e.g. {no-cpt: dir:RUN/hf}. small: an
+    encoder of a few layers, dir:RUN/hf, that learns with the ranker: the upper reference. rows,
     valid_rows, users, seeds, other_seeds, max_core_hours: see `Sizes`; they hold for each of the
     two folders. On `placebo` only the arms run that a claim names.
     window: events that arms which search the history see, by default as many as the longest has,
@@ -97,7 +99,7 @@ def run(
             where = Path(out) / name
             prepared = prepare(Dataset(folder))
             seen, beyond = seen_of(prepared, users, window)
-            chosen = arms(base, encoder, encoders, seen, pooling)
+            chosen = arms(base, encoder, encoders, seen, pooling, small)
             _encode(chosen, base, folder)
             # No claim asks for the others where the law is off.
             studied = chosen if name == "data" else [arm for arm in chosen if arm.named]

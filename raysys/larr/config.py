@@ -131,7 +131,9 @@ class LarrConfig(_Frozen):
     wordings: how a value is told where the data set declares wordings for it: by all of them, the
     first, or as it is. single_pass: one text per request, all sentences together (the control of
     §5 d). use: m in the towers' input and added to the attention's query, in the input only, or
-    nowhere (alignment alone). training: scene and ranker at once, or ID tower, alignment and
+    nowhere (alignment alone). frozen=false: the language model learns with the ranker, in so far as
+    it encodes sentences (items keep their vectors); an upper reference, which fills no gaps when it
+    serves. training: scene and ranker at once, or ID tower, alignment and
     ranker one after the other. placebo: what must not win.
     """
 
@@ -142,6 +144,7 @@ class LarrConfig(_Frozen):
     alignment: AlignmentOptions = AlignmentOptions()
     use: Literal["query", "concat", "none"] = "query"
     training: Literal["joint", "staged"] = "joint"
+    frozen: bool = True
     placebo: Placebo | None = None
     placebo_seed: Annotated[int, Field(ge=0)] = 0
 
@@ -153,6 +156,8 @@ class LarrConfig(_Frozen):
             raise ValueError(f"features: {twice} is there twice")
         if self.single_pass and any(not isinstance(f, ContextSentence) for f in self.features):
             raise ValueError("single_pass: only sentences of kind context make one text")
+        if not self.frozen and (self.training == "staged" or self.placebo is not None):
+            raise ValueError("frozen=false goes with training=joint and without a placebo")
         return self
 
     @property

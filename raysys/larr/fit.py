@@ -15,8 +15,9 @@ from raysys.data.features import text_column
 from raysys.data.prepared import Prepared
 from raysys.errors import ConfigError
 from raysys.larr.config import LarrConfig, RecentItems, TasteSentence
-from raysys.larr.ranker import SCENES, LarrDIN
+from raysys.larr.ranker import SCENES, LarrDIN, LarrFit
 from raysys.larr.table import Ints, SceneTable, random_units
+from raysys.larr.unfrozen import LearnedSentences
 from raysys.larr.verbalise import Verbaliser, Wordings, declared_wordings, joint_codes
 from raysys.llm.embed import embed_items, encoder_card, fill, item_texts, keys_of_texts
 from raysys.llm.encoder import EncoderSpec, TextEncoder
@@ -250,10 +251,13 @@ def scene_items(data: Prepared, codec: ContextCodec, count: int, seed: int) -> I
 
 
 def bind_scene(
-    model: LarrDIN, table: SceneTable, data: Prepared, config: LarrConfig, codec: ContextCodec
+    model: LarrDIN, table: SceneTable, data: Prepared, fitted: LarrFit, codec: ContextCodec
 ) -> None:
-    """Give a fresh model its vectors and what its alignment compares with."""
+    """Give a fresh model its vectors, or what learns them, and what its alignment compares with."""
+    config = fitted.options
     model.scene.bind(table)
+    if not config.frozen:
+        model.scene.learn(LearnedSentences(fitted.encoder, table.texts))
     alignment = config.alignment
     if alignment.target == "scene_mean" and alignment.weight:
         rows = scene_items(data, codec, alignment.scene_items, seed=0)

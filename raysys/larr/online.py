@@ -20,8 +20,8 @@ def scene_fit(config: RunConfig, run: Path) -> LarrFit:
     """What the run's scene vectors were made with, if the encoder of today still makes them.
 
     Raises:
-        ArtifactError: a run without a scene vector, one that is a placebo, or an encoder whose
-            files are others than when the run was trained.
+        ArtifactError: a run without a scene vector, one that is a placebo or has learned its
+            vectors, or an encoder whose files are others than when the run was trained.
     """
     if "larr" not in config.model_options:
         raise ArtifactError(
@@ -33,6 +33,11 @@ def scene_fit(config: RunConfig, run: Path) -> LarrFit:
         raise ArtifactError(
             f"models.scene: {run} is the placebo {fitted.options.placebo}, whose vectors no "
             "encoder makes; leave models.scene out"
+        )
+    if not fitted.options.frozen:
+        raise ArtifactError(
+            f"models.scene: {run} was trained with larr.frozen=false, and no encoder makes its "
+            "vectors; leave models.scene out"
         )
     if fitted.encoder.identity() != fitted.identity:
         raise ArtifactError(

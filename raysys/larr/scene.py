@@ -1,6 +1,7 @@
 """Look-up of scene vectors: from context codes and past items to what the encoder is given."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -9,11 +10,13 @@ from torch import Tensor, nn
 from raysys.data.contexts import FIRST, ContextCodec
 from raysys.larr.config import LarrConfig, RecentItems, TasteSentence
 from raysys.larr.table import SceneTable
+from raysys.larr.unfrozen import LearnedSentences
 from raysys.larr.verbalise import Verbaliser
 
 
 class SceneLookup(nn.Module):
-    """The frozen vectors of K features for B requests; nothing here is learned or encoded.
+    """The frozen vectors of K features for B requests; nothing here is learned or encoded, but
+    while a ranker with larr.frozen=false is trained (`learn`, until `settle`).
 
     Features are in this order: texts of the context, tastes, recent items. `bind` gives the
     vectors, `adopt` the vocabulary that codes are of, `add` further vectors at run time.
@@ -34,6 +37,7 @@ class SceneLookup(nn.Module):
         self.table: SceneTable | None = None
         self._rows: dict[tuple[str, str], int] = {}
         self._columns: list[list[int]] = []
+        self.learned: LearnedSentences | None = None
         self.vectors: Tensor
         self.drawn_context: Tensor | None
         self.drawn_items: Tensor | None
@@ -82,6 +86,20 @@ class SceneLookup(nn.Module):
         self.codec = codec
         self._route()
 
+    def learn(self, sentences: LearnedSentences) -> None:
+        """Vectors come from a model from now on: those of the bound table's texts, in its order."""
+        self.learned = sentences
+
+    @torch.no_grad()
+    def settle(self) -> None:
+        """Keep the learned vectors as they are now, and let go of their model."""
+        if self.learned is None:
+            return
+        assert self.table is not None
+        vectors = self.learned.eval()().cpu().numpy()
+        self.learned = None
+        self.bind(replace(self.table, vectors=vectors))
+
     def known(self, name: str, text: str) -> bool:
         """Whether the text of a feature has a vector."""
         return (name, text) in self._rows
@@ -120,16 +138,19 @@ class SceneLookup(nn.Module):
             chosen = draw % len(self.drawn_context)
             context, items = self.drawn_context[chosen], self.drawn_items[chosen]
             mask = items != 0
+        vectors = self.vectors
+        if self.learned is not None:
+            vectors = torch.cat([vectors[:1], self.learned()])
         parts, present = [], []
         for index, columns in enumerate(self._columns):
             rows = getattr(self, f"text_{index}")[self._joint(context, columns)]
-            parts.append(self.vectors[rows])
+            parts.append(vectors[rows])
             present.append(rows > 0)
         for taste in self.tastes:
             newest, real = _newest(items, mask, taste.events)
             rows = getattr(self, f"taste_{taste.name}")[newest]
             real = real & (rows > 0)
-            parts.append(_mean(self.vectors[rows], real))
+            parts.append(_mean(vectors[rows], real))
             present.append(real.any(1))
         for recent in self.recents:
             newest, real = _newest(items, mask, recent.events)

@@ -85,6 +85,10 @@ class SceneTask(RankingTask):
             self._seen.append(self.model.scene_vector(batch).cpu())
         return super().score(batch)
 
+    def settle(self) -> None:
+        """See `RankingTask`: what was learned through a language model stays as vectors."""
+        self.model.scene.settle()
+
     def validate(self, world: World) -> dict[str, float]:
         """`gauc`, `m_effective_rank`, `m_mean_cosine`."""
         self._seen = []
@@ -214,7 +218,7 @@ def _with_scene(
     wide = features.model_copy(update={"contexts": codec})
     settled = LarrDINConfig(**dict(options), larr=fitted)
     model = LarrDIN.from_config(settled, wide)
-    bind_scene(model, table, data, config.larr, codec)
+    bind_scene(model, table, data, fitted, codec)
     if config.larr.training == "staged":
         _staged(config, options, data, features, catalogue, session, model, codec)
     return Built(model, settled, wide, SceneTask)

@@ -80,5 +80,5 @@ def _built(
         shown=features.model_copy(update={"contexts": codec}),
     )
     assert isinstance(built.model, LarrCofarsDIN)
-    bind_scene(built.model, table, data, config.larr, codec)
+    bind_scene(built.model, table, data, fitted, codec)
     return built._replace(task=SceneTask)

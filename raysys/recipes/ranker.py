@@ -149,6 +149,9 @@ class RankingTask(GroupedTask):
         """The ranker's score [B, C]."""
         return self.model(batch).score
 
+    def settle(self) -> None:
+        """After training, before the run is written: leave what only training needs."""
+
 
 class Built(NamedTuple):
     """A ranker to train, and what it is stored with; task: what its loss and validation are."""
@@ -194,6 +197,7 @@ def train(config: RankerRecipe, session: Session, build: Build | None = None) ->
     collator = model.collator(data.histories, features.contexts)
     task = built.task(model, data, collator, config.valid_limit)
     result = fit(task, task.loader(loader(config, data, collator)), config.train, session)
+    task.settle()
     summary = {
         "step": result.step,
         "epochs": result.epochs,

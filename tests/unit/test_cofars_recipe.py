@@ -68,6 +68,7 @@ def learned(config: CofarsRecipe, folder: Path, stop_after: int | None = None) -
     return (folder / "model.safetensors").read_bytes()
 
 
+@pytest.mark.slow
 def test_stopped_in_any_stage_it_ends_with_the_same_bytes(world: Path, tmp_path: Path) -> None:
     config = tiny(world)
     whole = learned(config, tmp_path / "whole")
@@ -91,6 +92,7 @@ def test_stopped_in_any_stage_it_ends_with_the_same_bytes(world: Path, tmp_path:
     assert (broken / "checkpoints" / "selector" / "metrics.jsonl").read_bytes() == kept
 
 
+@pytest.mark.slow
 def test_micro_batches_change_no_weight(world: Path, tmp_path: Path) -> None:
     """Noise and pairs belong to requests, so that all stages see them however a batch is cut."""
     # Behind a softmax the last bias has no gradient, and Adam makes steps of its rounding.
@@ -353,6 +355,7 @@ def test_only_training_events_are_fitted_on(world: Path) -> None:
         assert ends[user] == max([data.histories.start[user], *mine])
 
 
+@pytest.mark.slow
 def test_the_ranker_begins_as_without_a_selector_and_leaves_it_alone(
     world: Path, tmp_path: Path
 ) -> None:

@@ -27,6 +27,9 @@ from raysys.ctr.retrievers.config import (
 from raysys.data.batch import Batch
 from raysys.errors import ArtifactError, StorageFullError
 
+# Each program is traced and compiled.
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -15,16 +15,18 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from cofars_runs import inline, valid_requests
 from larr_runs import small_city, tiny
+from llm_toys import causal
 from safetensors.torch import load_file
 
 from raysys.artifacts.export import export_run
 from raysys.artifacts.predictor import Predictor
-from raysys.artifacts.run import load_run
+from raysys.artifacts.run import load_run, read_config
 from raysys.data.dataset import Dataset
 from raysys.data.features import fit_contexts
 from raysys.data.prepared import cache_root, prepare
 from raysys.errors import ArtifactError, ConfigError
 from raysys.larr.fit import read_scene, scene_items, wide_codec
+from raysys.larr.online import scene_fit
 from raysys.larr.ranker import SCENES, LarrDIN
 from raysys.larr.verbalise import joint_codes
 from raysys.llm.encoder import EncoderSpec, TextEncoder
@@ -324,6 +326,54 @@ def test_a_worker_without_rows_is_given_weightless_ones() -> None:
             assert float(model.alignment(alone, model.scene_vector(alone), weight + 5)) == 0.0
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", ["ctr/larr", "ctr/larr-cofars"])
+def test_unfrozen_the_language_model_learns_and_the_run_keeps_vectors_alone(
+    city: Path, tmp_path: Path, recipe: str
+) -> None:
+    llm = causal(tmp_path / "llm")
+    over = [f"scene_encoder.backbone=dir:{llm}", "scene_encoder.pooling=last", "train.epochs=1"]
+    weather = "{kind: context, name: weather, contexts: [weather], template: 'It is {weather}.'}"
+    taste = "{kind: taste, name: taste, source: 'category:2', template: '{value}'}"
+    over.append(f"larr.features=[{weather}, {taste}]")
+    frozen = tiny(recipe, city, *over)
+    config = tiny(recipe, city, *over, "larr.frozen=false")
+    given = {name: (tmp_path / name) for name in ("frozen", "learned")}
+    run(frozen, given["frozen"], show_progress=False)
+    outcome = run(config, given["learned"], show_progress=False)
+    vectors = {
+        name: Predictor.load(folder).model.scene.table.vectors for name, folder in given.items()
+    }
+    assert vectors["frozen"].shape == vectors["learned"].shape
+    moved = np.abs(vectors["frozen"] - vectors["learned"]).max(1)
+    assert (moved > 1e-3).all()
+    np.testing.assert_allclose(np.linalg.norm(vectors["learned"], axis=1), 1, atol=1e-5)
+    # The run holds nothing of the language model, and ranks as it did while it was trained.
+    weights = load_file(given["learned"] / "model.safetensors")
+    assert set(weights) == set(load_file(given["frozen"] / "model.safetensors"))
+    rows = SplitScorer.of(
+        str(given["learned"]), prepare(Dataset(city)), "valid", lambda n: None
+    ).rows
+    found = evaluate(rows, ["gauc_mean@user"])["gauc_mean@user"].value
+    assert outcome.result["validation"]["gauc"] == pytest.approx(found, abs=1e-4)
+    with pytest.raises(ArtifactError, match="=false, and no encoder makes its vectors"):
+        scene_fit(read_config(given["learned"]), given["learned"])
+
+
+@pytest.mark.slow
+def test_unfrozen_a_stopped_run_goes_on_to_the_same_bits(city: Path, tmp_path: Path) -> None:
+    llm = causal(tmp_path / "llm")
+    config = tiny("ctr/larr", city, f"scene_encoder.backbone=dir:{llm}", "larr.frozen=false")
+    larr_recipe.ready(config)
+    whole = learned(config, tmp_path / "whole")
+    with pytest.raises(InterruptedRunError):
+        learned(config, tmp_path / "broken", 3)
+    resumed = learned(config, tmp_path / "broken")
+    assert all(torch.equal(resumed[name], values) for name, values in whole.items())
+    vectors = [Predictor.load(tmp_path / n).model.scene.vectors for n in ("whole", "broken")]
+    assert torch.equal(*vectors)
+
+
 def test_faults_are_named(city: Path) -> None:
     config = tiny(
         "ctr/larr", city, "larr.features=[{kind: context, name: holiday, contexts: [holiday],"
@@ -340,5 +390,8 @@ def test_faults_are_named(city: Path) -> None:
                  f"[mealtime], {over}}}]")  # fmt: skip
     with pytest.raises(ConfigError, match="staged is to be had with ctr/larr only"):
         tiny("ctr/larr-cofars", city, "larr.training=staged")
+    for over in ("larr.training=staged", "larr.placebo=random_vectors"):
+        with pytest.raises(ConfigError, match="frozen=false goes with training=joint"):
+            tiny("ctr/larr", city, "larr.frozen=false", over)
     with pytest.raises(ConfigError, match="width 10 is not divisible by 4"):
         tiny("ctr/larr", city, "larr.encoder.width=10", "larr.encoder.heads=4")

@@ -168,6 +168,7 @@ def test_draws_depend_on_seed_and_row_only(causal: str) -> None:
     assert ask(spec.model_copy(update={"seed": 1}), prompts) != got
 
 
+@pytest.mark.slow
 @settings(max_examples=5)
 @given(st.integers(0, 100))
 def test_answers_with_a_schema_parse_and_fit(causal: str, seed: int) -> None:

@@ -65,6 +65,7 @@ def figures(run_dir: Path) -> dict[str, Any]:
     return json.loads((run_dir / "metrics.json").read_text())
 
 
+@pytest.mark.slow
 def test_pretraining_tells_menus_of_unseen_places_better(made: Path) -> None:
     found = figures(made / "one")
     assert found["after"]["menu_perplexity"] < 0.5 * found["before"]["menu_perplexity"]
@@ -118,6 +119,7 @@ def test_sentence_transformers_reads_run_hf_alike(made: Path) -> None:
     np.testing.assert_allclose(theirs.encode(texts), ours, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recipe", ["llm/pretrain", "llm/contrast"])
 @pytest.mark.parametrize("method", ["full", "lora"])
 def test_stopped_and_resumed_is_bitwise_undisturbed(
@@ -149,6 +151,7 @@ def test_stopped_and_resumed_is_bitwise_undisturbed(
     assert not again.ran and again.result == resumed
 
 
+@pytest.mark.slow
 def test_an_adapter_kept_apart_gives_the_vectors_of_the_merged_model(
     made: Path, tmp_path: Path
 ) -> None:

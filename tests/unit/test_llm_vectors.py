@@ -63,6 +63,7 @@ def sound(path: Path) -> Report:
     return report
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None)
 @given(
     st.lists(st.lists(st.text("abc", min_size=1, max_size=3), max_size=12), max_size=4),
@@ -181,6 +182,7 @@ def test_bad_vectors_are_refused(tmp_path: Path, vectors: np.ndarray) -> None:
     assert not part_paths(tmp_path / "t")
 
 
+@pytest.mark.slow
 @settings(max_examples=20, deadline=None)
 @given(st.integers(0, 10_000), st.booleans())
 @example(584, False)  # a byte of a key, which the index has too
@@ -311,6 +313,7 @@ def test_a_false_index_is_a_fault_and_is_not_believed_by_the_writer(tmp_path: Pa
     sound(tmp_path / "a")
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None)
 @given(
     st.lists(st.lists(st.text("abc", min_size=1, max_size=3), max_size=12), max_size=5),

@@ -203,6 +203,7 @@ def test_sparse_embeddings_take_the_first_step_of_dense_ones_and_then_rest(
     assert not torch.allclose(weights[True, 4][table], weights[False, 4][table], atol=1e-5)
 
 
+@pytest.mark.slow
 def test_sparse_embeddings_resume_to_the_same_bits(world: Path, tmp_path: Path) -> None:
     config = sparse_or_not(world, True, **{"features.contexts": []})
     whole = learned(config, tmp_path / "whole")

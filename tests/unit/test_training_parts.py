@@ -147,6 +147,7 @@ def test_a_failed_commit_leaves_nothing(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000001"]
 
 
+@pytest.mark.slow
 def test_a_killed_writer_leaves_only_what_is_swept(tmp_path: Path) -> None:
     code = """
 import os, signal, sys, torch

@@ -119,6 +119,7 @@ def test_equal_seeds_equal_suggestions_and_other_seeds_others(tmp_path: Path) ->
     assert other.parameters != a.book.trials["p000"].parameters
 
 
+@pytest.mark.slow
 @settings(max_examples=25)
 @given(
     cut=st.floats(0, 1),

@@ -32,7 +32,7 @@ def city(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_every_arm_is_a_valid_recipe_and_differs_in_what_it_is_named_for() -> None:
     variants = {"no-cpt": "dir:A", "no-cl": "dir:B"}
-    found = arms(BASE, "dir:E", variants, 300, "last")
+    found = arms(BASE, "dir:E", variants, 300, "last", "dir:S")
     assert {len(arm.tries) for arm in found if arm.tuned_as is None} == {4}
     tuned = {arm.name for arm in found if arm.tuned_as is None}
     configs: dict[str, Any] = {}
@@ -43,6 +43,8 @@ def test_every_arm_is_a_valid_recipe_and_differs_in_what_it_is_named_for() -> No
     larr = {name: c for name, c in configs.items() if isinstance(c, LarrRecipe)}
     backbones = {name: config.scene_encoder.backbone for name, config in larr.items()}
     assert backbones.pop("larr-no-cpt") == "dir:A" and backbones.pop("larr-no-cl") == "dir:B"
+    assert backbones.pop("larr-unfrozen") == "dir:S"
+    assert [name for name, config in larr.items() if not config.larr.frozen] == ["larr-unfrozen"]
     assert backbones.pop("off-the-shelf") == backbones.pop("single-pass") == "wheel:minilm"
     assert set(backbones.values()) == {"dir:E"}
     assert {config.larr.placebo for config in larr.values()} == {
