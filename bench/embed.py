@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import psutil
@@ -23,9 +23,10 @@ from bench.equal_data import planted_world
 from bench.peers.environment import SENTENCE_TRANSFORMERS, peer_python
 from raysys.data.dataset import Dataset
 from raysys.errors import ConfigError, RaysysError
+from raysys.llm.backbones import open_backbone
 from raysys.llm.embed import embed_items, item_texts
 from raysys.llm.encoder import EncoderSpec, TextEncoder, open_encoder
-from raysys.llm.engine import Resources, choose, embed
+from raysys.llm.engine import Engine, GenerateSpec, Resources, choose, embed, generate
 from raysys.llm.vectors import VectorTable
 
 PEER_SCRIPT = Path(__file__).parent / "peers" / "st_encode.py"
@@ -41,6 +42,9 @@ def run(
     data: str | None = None,
     field: str = "text",
     texts: int = 2000,
+    backbone: str = "wheel:minilm",
+    prompts: int = 0,
+    new_tokens: int = 32,
     rounds: int = 3,
     threads: int = 2,
     max_tokens: int = 256,
@@ -48,19 +52,31 @@ def run(
     requests: int = 1000,
     seed: int = 0,
 ) -> Figures:
-    """Texts per second of wheel:minilm in float32, and encoder calls per 1,000 requests.
+    """Texts per second of a backbone in float32, and encoder calls per 1,000 requests.
 
     `data` is a data set folder with impressions, by default a planted world; its items' `field`
     gives the texts. `ratio_vs_sentence_transformers` is of the engine that `auto` chooses for
-    this job; `vllm=false` leaves vLLM out.
+    this job; `vllm=false` leaves vLLM out. A decoder's vectors are those of the last token. With
+    `prompts`, the decoder also answers so many of the texts, by each of our engines, with
+    `new_tokens` each.
+
+    Raises:
+        ConfigError: prompts for a backbone that generates nothing; no impressions.
+        RaysysError: an engine or the peer failed.
     """
     dataset = Dataset(data) if data else Dataset(planted_world(2000, 60, seed))
-    spec = EncoderSpec(max_tokens=max_tokens, dtype="float32")
+    causal = open_backbone(backbone).causal
+    if prompts and not causal:
+        raise ConfigError(f"bench embed: prompts={prompts}, but {backbone} generates nothing")
+    pooling: Literal["last", "mean"] = "last" if causal else "mean"
+    spec = EncoderSpec(backbone=backbone, pooling=pooling, max_tokens=max_tokens, dtype="float32")
     given = _texts(dataset, field, texts, seed)
     torch.set_num_threads(threads)
     with tempfile.TemporaryDirectory() as scratch:
         speeds = _speeds(spec, given, rounds, threads, vllm, Path(scratch))
         calls = _calls(dataset, field, requests, Path(scratch))
+    asked = GenerateSpec(backbone=backbone, max_new_tokens=new_tokens, dtype="float32")
+    generated = _generating(asked, given[:prompts], rounds, threads, vllm) if prompts else None
     median = {
         name: statistics.median(one["texts_per_s"] for one in found)
         for name, found in speeds["rounds"].items()
@@ -71,12 +87,14 @@ def run(
         "bench": "embed",
         "ratio_vs_sentence_transformers": median.get(auto, median["transformers"]) / peer,
         "engine": auto,
+        "backbone": backbone,
         "ratio_of_each": {name: value / peer for name, value in median.items()},
         "texts_per_s": median,
         "llm_calls_per_1000_requests": calls,
         "smallest_cosine": speeds["smallest_cosine"],
         "start_seconds": speeds["start_seconds"],
         "rounds": speeds["rounds"],
+        "generate": generated,
         "data": str(dataset.path.name),
         "texts": len(given),
         "tokens_per_text": speeds["tokens_per_text"],
@@ -135,6 +153,32 @@ def _speeds(
     }
 
 
+def _generating(
+    spec: GenerateSpec, prompts: list[str], rounds: int, threads: int, vllm: bool
+) -> Figures:
+    """New tokens per second of our engines in turns: of a whole job less one of one prompt."""
+    resources = Resources(threads=threads)
+    engines: list[Engine] = ["transformers", "vllm"] if vllm else ["transformers"]
+
+    def job(engine: Engine, given: list[str]) -> tuple[int, float]:
+        started = time.perf_counter()
+        answers = [a for c in generate(spec, given, engine=engine, resources=resources) for a in c]
+        return sum(answer.new_tokens for answer in answers), time.perf_counter() - started
+
+    start = {engine: job(engine, prompts[:1]) for engine in engines}
+    found: dict[str, list[float]] = {engine: [] for engine in engines}
+    for _ in range(rounds):
+        for engine in engines:
+            tokens, seconds = job(engine, prompts)
+            found[engine].append((tokens - start[engine][0]) / (seconds - start[engine][1]))
+    return {
+        "tokens_per_s": {name: statistics.median(values) for name, values in found.items()},
+        "start_seconds": {engine: seconds for engine, (_, seconds) in start.items()},
+        "rounds": found,
+        "prompts": len(prompts),
+    }
+
+
 class _Peer:
     """sentence-transformers in its own process, asked for one round at a time."""
 
@@ -158,7 +202,7 @@ class _Peer:
 def _peer(spec: EncoderSpec, texts: list[str], threads: int, scratch: Path) -> Iterator[_Peer]:
     (scratch / "texts.json").write_text(json.dumps(texts), encoding="utf-8")
     folder = str(open_encoder(spec).path)
-    given = [folder, str(scratch / "texts.json"), str(threads), str(spec.max_tokens)]
+    given = [folder, str(scratch / "texts.json"), str(threads), str(spec.max_tokens), spec.pooling]
     python = peer_python(*SENTENCE_TRANSFORMERS)
     command = [str(python), str(PEER_SCRIPT), *given, str(scratch / "vectors.npy")]
     pipe = subprocess.PIPE

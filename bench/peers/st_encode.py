@@ -2,7 +2,7 @@
 
 Run with the Python of the peer's environment, which has no raysys:
 
-    python st_encode.py MODEL_FOLDER TEXTS.json THREADS MAX_TOKENS VECTORS.npy
+    python st_encode.py MODEL_FOLDER TEXTS.json THREADS MAX_TOKENS POOLING VECTORS.npy
 
 For every line on standard input it encodes all texts once, with the library's own defaults, and
 prints one line; the first round also writes the vectors. Loading is outside the time.
@@ -21,11 +21,16 @@ from sentence_transformers import SentenceTransformer
 
 def main() -> None:
     """Serve rounds until standard input ends."""
-    folder, texts_file, threads, max_tokens, vectors = sys.argv[1:]
+    folder, texts_file, threads, max_tokens, pooling, vectors = sys.argv[1:]
     torch.set_num_threads(int(threads))
     texts = json.loads(Path(texts_file).read_text(encoding="utf-8"))
     model = SentenceTransformer(folder, device="cpu", model_kwargs={"dtype": "float32"})
+    # Where a tokenizer has a chat template, a text would be sent through it.
+    model[0].modality_config.pop("message", None)
     model.max_seq_length = int(max_tokens)
+    if pooling == "last":
+        # A folder that names no pooling gets that of means.
+        model[1] = type(model[1])(model[1].embedding_dimension, "lasttoken")
     model.encode(texts[:64], show_progress_bar=False)
     for _ in sys.stdin:
         started, cpu = time.perf_counter(), time.process_time()

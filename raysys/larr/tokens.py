@@ -46,10 +46,14 @@ class TextTokens:
 
 
 def append_end_token(tokenizer: "Tokenizer") -> None:
-    """Make the tokenizer end every text as `TextTokens` does, for whoever loads its folder."""
+    """Make the tokenizer end every text as `TextTokens` does, for whoever loads its folder.
+
+    A chat template goes: sentence-transformers would send every text through it.
+    """
     from tokenizers.processors import TemplateProcessing
 
     end = (tokenizer.eos_token, int(tokenizer.eos_token_id))
     tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
         single=f"$A {end[0]}", pair=f"$A {end[0]} $B {end[0]}", special_tokens=[end]
     )
+    tokenizer.chat_template = None

@@ -162,7 +162,9 @@ def test_02_over_long_input_still_ends_in_the_end_token(made: Path) -> None:
     _, tokens = embedding(made)
     short, long = tokens(["<poi> rice</poi>", "<poi>" + " green curry" * 200])
     assert short[-1] == long[-1] == tokens.end and len(long) == ROW and tokens.cut == 1
+    tokens.tokenizer.chat_template = "system: {{ messages[0].content }}"
     append_end_token(tokens.tokenizer)
+    assert tokens.tokenizer.chat_template is None
     again = tokens.tokenizer(
         ["<poi> rice</poi>", "<poi>" + " green curry" * 200], truncation=True, max_length=ROW
     )["input_ids"]
