@@ -55,8 +55,6 @@ def arms(
     twin: Point = {**searched, "model.retriever.kind": "twin"}
     tuned: Point = {"scene_encoder.backbone": encoder, "scene_encoder.pooling": pooling}
     stock: Point = {"scene_encoder.backbone": OFF_THE_SHELF, "scene_encoder.pooling": "mean"}
-    sentences = [f for f in base["larr"]["features"] if f["kind"] == "context"]
-    one_text: Point = {"larr.features": sentences, "larr.single_pass": True}
 
     def rival(name: str, recipe: str, options: Point, *, named: bool = False) -> Arm:
         return Arm(name=name, recipe=recipe, options=options, tries=plain, named=named)
@@ -79,7 +77,8 @@ def arms(
         rival("sim", "ctr/din", sim),
         rival("twin", "ctr/din", twin),
         scene("larr", {}, named=True),
-        scene("single-pass", {**stock, **one_text}, named=True),
+        # It knows the past as LARR does: what differs is how the context is encoded.
+        scene("single-pass", {**stock, "larr.single_pass": True}, named=True),
         scene("sim-m", sim, tuned_as="sim"),
         scene("twin-m", twin, tuned_as="twin"),
     ]
@@ -111,5 +110,20 @@ def arms(
 
 def claims(variants: Mapping[str, str], metrics: Sequence[str]) -> list[Claim]:
     """What is asked of the intervals (§5); those of `CONTROLS` have to hold for "supported"."""
-    others = ["no-scene", "din", *CONTROLS, *(f"larr-{name}" for name in variants)]
-    return [Claim(a="larr", b=other, metric=metric) for other in others for metric in metrics]
+    found = [Claim(a="larr", b=other, metric=metric) for other in CONTROLS for metric in metrics]
+    for family, others in (
+        ("scene", ["no-scene", "din"]),
+        ("stages", [f"larr-{name}" for name in variants]),
+    ):
+        found += [
+            Claim(a="larr", b=other, metric=metric, family=family)
+            for other in others
+            for metric in metrics
+        ]
+    # Only what is shown to be as good as LARR refutes it.
+    found += [
+        Claim(a=other, b="larr", metric=metric, kind="not worse")
+        for other in ("larr-random", *(f"larr-{name}" for name in variants))
+        for metric in metrics
+    ]
+    return found

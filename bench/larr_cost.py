@@ -48,14 +48,16 @@ def scene_cost(data: Prepared, run: Path, plain: Path) -> dict[str, Any]:
         }
     finally:
         torch.set_num_threads(threads)
+    # Recent items are told by their own texts, which are encoded once as well.
+    texts = len(table.texts) + sum(int((v != 0).any(1).sum()) for v in table.recent.values())
     arrays = [table.vectors, *table.taste.values(), *table.recent.values()]
     return {
         "llm_calls_per_1000_requests": {
             "naive": round(1000 * told, 1),
-            "offline": round(1000 * len(table.texts) / max(1, len(test)), 1),
+            "offline": round(1000 * texts / max(1, len(test)), 1),
             "online": TextEncoder.encoded - calls,
         },
-        "texts": len(table.texts),
+        "texts": texts,
         "table_bytes": int(sum(array.nbytes for array in arrays)),
         "scene_path_ms": {
             "p50": round(1000 * float(np.quantile(path, 0.5)), 3),

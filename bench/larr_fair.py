@@ -148,7 +148,9 @@ def _words(found: dict[str, Any], placebo: dict[str, Any]) -> str:
     if unjudged is not None:
         return unjudged
     if not _beaten(found, "larr-random"):
-        return "refuted: a random vector per value does as well"
+        if _as_good(found, "larr-random"):
+            return "refuted: a random vector per value does as well"
+        return "not supported: better than a random vector per value is not shown"
     if not all(_beaten(found, control) for control in CONTROLS):
         helps = _beaten(found, "no-scene")
         return "scene helps, not shown that text does" if helps else "not supported"
@@ -167,8 +169,14 @@ def stages(result: dict[str, Any], encoder: str, variants: dict[str, str]) -> st
         return "not tested, the encoder is off the shelf"
     if not variants:
         return "not tested, no encoder without them was given"
-    lacking = [name for name in variants if not _beaten(result["data"], f"larr-{name}")]
-    return "unsupported: as good is " + ", ".join(lacking) if lacking else "supported"
+    found = result["data"]
+    leak = failed_leak(found)
+    if leak is not None:
+        return f"not to be trusted: {leak} failed"
+    told = {name: _stage(found, f"larr-{name}") for name in variants}
+    if set(told.values()) == {"supported"}:
+        return "supported on planted data" if found["planted"] else "supported"
+    return "; ".join(f"{name}: {word}" for name, word in told.items() if word != "supported")
 
 
 def _reported(
@@ -216,6 +224,23 @@ def _of(found: dict[str, Any], other: str) -> list[dict[str, Any]]:
 def _beaten(found: dict[str, Any], other: str) -> bool:
     """Whether LARR is shown to beat the arm in every metric."""
     return all(row["verdict"] == "supported" for row in _of(found, other))
+
+
+def _as_good(found: dict[str, Any], other: str) -> bool:
+    """Whether the arm is shown not to be worse than LARR, in every metric."""
+    start = f"{other} not worse than larr in "
+    rows = [row for row in found["claims"] if row["claim"].startswith(start)]
+    return bool(rows) and all(row["verdict"] == "not inferior" for row in rows)
+
+
+def _stage(found: dict[str, Any], other: str) -> str:
+    """What is shown of the stage that the encoder of an arm lacks."""
+    rows = _of(found, other)
+    if any(row["verdict"] == "no verdict" for row in rows):
+        return "no verdict"
+    if _beaten(found, other):
+        return "supported"
+    return "unsupported, as good without" if _as_good(found, other) else "no difference shown"
 
 
 def _encode(chosen: Sequence[Arm], base: dict[str, Any], folder: str) -> None:

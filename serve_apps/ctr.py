@@ -27,9 +27,10 @@ class CTRRanking(Ranking):
 
     async def rank(self, request: RankRequest) -> Reply:
         """See `Ranking`; the scene's vectors are looked up, never made."""
-        if self.scene is not None:
+        status, body = await super().rank(request)
+        if self.scene is not None and status == 200:
             self.scene.look(request)
-        return await super().rank(request)
+        return status, body
 
     async def stats(self) -> Stats:
         """See `Ranking`."""

@@ -2,9 +2,11 @@
 
 import asyncio
 import logging
+import time
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +33,8 @@ from serve_apps.schemas import SceneCounts
 log = logging.getLogger("ray.serve")
 
 TEXTS_PER_CALL = 64
+_FIRST_WAIT_S = 1.0
+_LONGEST_WAIT_S = 600.0
 
 
 class SceneTexts:
@@ -46,6 +50,7 @@ class SceneTexts:
         self.table = scene.table
         self._encoder = TextEncoder(fitted.encoder)
         self._known: dict[bytes, npt.NDArray[np.float32]] = {}
+        self._unstored: list[bytes] = []
         self._thread = ThreadPoolExecutor(1, "encode", torch.set_num_threads, (scene.threads,))
 
     async def encode(self, sentences: list[Sentence]) -> npt.NDArray[np.float32]:
@@ -62,7 +67,8 @@ class SceneTexts:
         if fresh:
             vectors = self._encoder([texts[row] for row in fresh])
             self._known |= {names[row]: v for row, v in zip(fresh, vectors, strict=True)}
-            self._store(keys[fresh], vectors)
+            self._unstored += [names[row] for row in fresh]
+            self._store()
         return np.stack([self._known[name] for name in names])
 
     def _recall(self, keys: Keys, names: Sequence[bytes]) -> None:
@@ -79,15 +85,31 @@ class SceneTexts:
             if there:
                 self._known[names[row]] = vector
 
-    def _store(self, keys: Keys, vectors: npt.NDArray[np.float32]) -> None:
+    def _store(self) -> None:
         if self.table is None:
             return
+        vectors = np.stack([self._known[name] for name in self._unstored])
+        keys = np.frombuffer(b"".join(self._unstored), np.uint64).reshape(-1, 2)
         try:
             with TableWriter(self.table, TableHeader(width=vectors.shape[1])) as writer:
                 writer.append(keys, vectors)
+            self._unstored.clear()
         except RaysysError as error:
-            # Another writer, say the nightly one: the values are known here all the same.
-            log.warning("filled scene vectors are not kept in the table: %s", error)
+            # Another writer, say the nightly one: the values are known here all the same, and
+            # are stored with the next ones.
+            log.warning("filled scene vectors are not in the table yet: %s", error)
+
+
+@dataclass
+class _Asked:
+    """A value that was asked for: how often in vain, and when it may be asked for again."""
+
+    failures: int = 0
+    not_before: float = 0.0
+
+    def postpone(self) -> None:
+        self.not_before = time.monotonic() + min(_LONGEST_WAIT_S, _FIRST_WAIT_S * 2**self.failures)
+        self.failures += 1
 
 
 class SceneWatch:
@@ -99,7 +121,8 @@ class SceneWatch:
         predictor: of a run with a scene vector.
         executor: the thread that scores; vocabularies change in it alone, between two batches.
         encoder: handle of `SceneTexts`; without one, misses are counted only.
-        most: so many values are filled in the life of this process, because clients name them.
+        most: so many different values are asked for in the life of this process, because clients
+            name them. One that could not be had is asked for again after a while, each time later.
     """
 
     def __init__(
@@ -113,6 +136,7 @@ class SceneWatch:
         self._encoder = encoder
         self._most = most
         self._pending: dict[tuple[str, str], Sentence] = {}
+        self._asked: dict[tuple[str, str], _Asked] = {}
         self._task: asyncio.Task[None] | None = None
 
     def look(self, request: Request) -> None:
@@ -135,8 +159,11 @@ class SceneWatch:
         key = (sentence.name, str(sentence.text))
         if self._encoder is None or key in self._pending:
             return
-        if self.counts["queued"] >= self._most:
+        if key not in self._asked and len(self._asked) >= self._most:
             self.counts["dropped"] += 1
+            return
+        asked = self._asked.setdefault(key, _Asked())
+        if time.monotonic() < asked.not_before:
             return
         self.counts["queued"] += 1
         self._pending[key] = sentence
@@ -148,16 +175,18 @@ class SceneWatch:
         while self._pending:
             keys = list(self._pending)[:TEXTS_PER_CALL]
             sentences = [self._pending[key] for key in keys]
+            learned = [False] * len(keys)
             try:
                 vectors = await self._encoder.encode.remote(sentences)
-                await loop.run_in_executor(
+                learned = await loop.run_in_executor(
                     self._executor, learn_values, self.predictor, sentences, vectors
                 )
-                self.counts["filled"] += len(sentences)
             except Exception:
-                self.counts["failed"] += len(sentences)
                 log.exception("%d scene values could not be filled", len(sentences))
-            for key in keys:
+            for key, known in zip(keys, learned, strict=True):
+                self.counts["filled" if known else "failed"] += 1
+                if not known:
+                    self._asked[key].postpone()
                 del self._pending[key]
 
 

@@ -20,7 +20,8 @@ CUISINES = {
 }
 DAY = 86_400_000_000
 T0 = 1_700_000_000_000_000
-TEST_FROM = T0 + 21 * DAY
+TRAIN_TO = T0 + 21 * DAY
+TEST_FROM = T0 + 24 * DAY
 CARD = DataCard(
     dataset="city",
     version="1",
@@ -31,6 +32,11 @@ CARD = DataCard(
     history_cut="strict",
     licence="none",
 )
+
+
+def split_of(ts: int) -> str:
+    """The part of the data that a moment is of."""
+    return "train" if ts < TRAIN_TO else "valid" if ts < TEST_FROM else "test"
 
 
 class City:
@@ -82,7 +88,7 @@ class City:
                             candidates=shown,
                             clicks=[f"p{place}"],
                             orders=[f"p{place}"] if seq % 2 else [],
-                            split="train" if ts < TEST_FROM else "test",
+                            split=split_of(int(ts)),
                         )
                     )
 

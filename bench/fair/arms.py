@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, model_validator
 
 from raysys.options import merge, nested, validate
 from raysys.recipes.ranker import RankerRecipe
@@ -28,6 +28,13 @@ class Arm(BaseModel):
     tuned_as: str | None = None
     named: bool = False
 
+    @model_validator(mode="after")
+    def _apart(self) -> "Arm":
+        twice = sorted({key for point in self.tries for key in point if key in self.options})
+        if twice:
+            raise ValueError(f"arm {self.name}: {twice[0]} is both fixed and tried")
+        return self
+
     def config(self, base: dict[str, Any], point: Point, seed: int, given: Point) -> RankerRecipe:
         """The recipe of a training.
 
@@ -44,5 +51,6 @@ class Arm(BaseModel):
         assert model is not None
         options = {k: v for k, v in base.get("model", {}).items() if k in model.model_fields}
         fixed: Point = {"train.seed": seed, "with_histories": False}
-        over = nested({**self.options, **point, **given, **fixed})
+        # A point that is taken over from another arm must not undo what makes this one.
+        over = nested({**point, **self.options, **given, **fixed})
         return validate(kind, merge({**values, "model": options}, over), f"arm {self.name}")

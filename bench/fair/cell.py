@@ -50,7 +50,7 @@ class Cell:
         """What an earlier call left here, if it came to the end.
 
         Raises:
-            ConfigError: the folder holds a training with other options.
+            ConfigError: the folder holds a training with other options, data or encoder.
         """
         path = self.folder / _RECORD
         if not path.is_file():
@@ -58,13 +58,15 @@ class Cell:
         done = Trained.model_validate_json(path.read_text(encoding="utf-8"))
         if done.config_sha256 != self._sha256():
             raise ConfigError(
-                f"{self.folder}: trained with other options; name another out folder, or remove it"
+                f"{self.folder}: trained with other options, data or encoder; name another out "
+                "folder, or remove it"
             )
         return done
 
     def _sha256(self) -> str:
         told = self.config.model_dump_json(context={"identity": True})
-        return hashlib.sha256(f"{told} {self.split} {self.users}".encode()).hexdigest()
+        data = Dataset(self.config.data).manifest.hash
+        return hashlib.sha256(f"{told} {data} {self.split} {self.users}".encode()).hexdigest()
 
 
 def run_cell(cell: Cell) -> Trained:

@@ -20,7 +20,8 @@ Mask = npt.NDArray[np.bool_]
 class Claim(BaseModel):
     """`a` against `b` on the rows of a slice ("": all), by one metric.
 
-    kind: `better`, or `not worse` by more than the margin.
+    kind: `better`, or `not worse` by more than the margin. family: with whose claims Holm's rule
+    counts it: those that "supported" asks for, or others that are asked besides.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -30,11 +31,12 @@ class Claim(BaseModel):
     metric: str
     slice: str = ""
     kind: Literal["better", "not worse"] = "better"
+    family: str = "supported"
 
 
 class Judged(BaseModel):
-    """delta: a − b over shared seeds. seeds, users: 95 % intervals. p_holm: over all claims that
-    say `better`. reason: why nothing could be compared; such a claim does not hold."""
+    """delta: a − b over shared seeds. seeds, users: 95 % intervals. p_holm: over the claims of the
+    family that say `better`. reason: why nothing could be compared; such a claim does not hold."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -69,12 +71,12 @@ def judge(
     on a slice without rows, or with too few users, has no verdict and stays in Holm's family.
     """
     found = [_tried(claim, systems, slices, effect, replicates) for claim in claims]
-    family = {
-        str(place): 1.0 if isinstance(row, str) or row.p is None else row.p
-        for place, (claim, row) in enumerate(zip(claims, found, strict=True))
-        if claim.kind == "better"
-    }
-    adjusted = holm(family)
+    families: dict[str, dict[str, float]] = {}
+    for place, (claim, row) in enumerate(zip(claims, found, strict=True)):
+        if claim.kind == "better":
+            p = 1.0 if isinstance(row, str) or row.p is None else row.p
+            families.setdefault(claim.family, {})[str(place)] = p
+    adjusted = {place: p for family in families.values() for place, p in holm(family).items()}
     return [
         Judged(claim=claim, reason=row)
         if isinstance(row, str)

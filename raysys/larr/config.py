@@ -129,7 +129,7 @@ class LarrConfig(_Frozen):
     """The scene vector.
 
     wordings: how a value is told where the data set declares wordings for it: by all of them, the
-    first, or as it is. single_pass: one text per request, all sentences together (the control of
+    first, or as it is. single_pass: all sentences of the context as one text (the control of
     §5 d). use: m in the towers' input and added to the attention's query, in the input only, or
     nowhere (alignment alone). frozen=false: the language model learns with the ranker, in so far as
     it encodes sentences (items keep their vectors); an upper reference, which fills no gaps when it
@@ -154,8 +154,10 @@ class LarrConfig(_Frozen):
         twice = next((name for name in names if names.count(name) > 1), None)
         if twice is not None:
             raise ValueError(f"features: {twice} is there twice")
-        if self.single_pass and any(not isinstance(f, ContextSentence) for f in self.features):
-            raise ValueError("single_pass: only sentences of kind context make one text")
+        if self.single_pass and not self.sentences:
+            raise ValueError("single_pass: there is no sentence of kind context")
+        if self.single_pass and "scene" in names:
+            raise ValueError("single_pass: its one text is called scene, so no feature can be")
         if not self.frozen and (self.training == "staged" or self.placebo is not None):
             raise ValueError("frozen=false goes with training=joint and without a placebo")
         return self

@@ -106,11 +106,17 @@ class ContrastTask:
         return (loss + turned) / 2
 
     def validate(self, world: World) -> dict[str, float]:
+        """`recall` of the questions of validation."""
+        return self.recall(self._retrievals, world)
+
+    @torch.no_grad()
+    def recall(self, retrievals: Mapping[Kind, Retrieval], world: World) -> dict[str, float]:
         """`KIND/recall@K` on later days, `KIND/new/recall@K` for places new to training, and
         the collapse alarm: `effective_rank` and `mean_cosine` of the vectors."""
+        self.model.to(world.device).eval()
         values: dict[str, float] = {}
         seen = []
-        for kind, retrieval in self._retrievals.items():
+        for kind, retrieval in retrievals.items():
             queries, pool = (
                 self.encode(retrieval.queries, world),
                 self.encode(retrieval.pool, world),

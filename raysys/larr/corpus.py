@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from raysys.errors import DataError
-from raysys.larr.log import Log
+from raysys.larr.log import BoolArray, Log, Part
 from raysys.larr.packing import Packed, pack
 from raysys.larr.texts import SPECIAL_TOKENS
 from raysys.larr.tokens import TextTokens
@@ -39,12 +39,12 @@ class Documents:
 
 
 def training_texts(log: Log) -> list[str]:
-    """Distinct texts of the places that are not held out.
+    """Distinct texts of the places that may be trained on.
 
     Raises:
         DataError: there are none.
     """
-    texts = _texts(log, held=False)
+    texts = _texts(log, log.usable)
     if not texts:
         raise DataError(
             f"{log.data.dataset.path}: no item has a text to learn from (kinds {log.config.kinds})"
@@ -52,17 +52,14 @@ def training_texts(log: Log) -> list[str]:
     return texts
 
 
-def held_out(log: Log) -> list[str]:
-    """Distinct texts of held-out places that tell anything."""
-    return _texts(log, held=True, telling=True)
+def held_out(log: Log, part: Part) -> list[str]:
+    """Distinct texts of the held-out places of validation or test that tell anything."""
+    return _texts(log, log.asked(part) & np.array([bool(told) for told in log.places.told], bool))
 
 
-def _texts(log: Log, *, held: bool, telling: bool = False) -> list[str]:
-    places = log.places
-    rows = [row for row, poi in enumerate(places.poi) if poi and log.held[row] == held]
-    if telling:
-        rows = [row for row in rows if places.told[row]]
-    return list(dict.fromkeys(places.text(row) for row in rows))
+def _texts(log: Log, wanted: BoolArray) -> list[str]:
+    rows = np.flatnonzero(wanted & np.array(log.places.poi))
+    return list(dict.fromkeys(log.places.text(row) for row in rows.tolist()))
 
 
 def documents(texts: Sequence[str], tokens: TextTokens, told: Sequence[str]) -> Documents:

@@ -74,9 +74,14 @@ def scene_keys(identity: VectorIdentity, templates: list[str], texts: list[str])
     out = np.zeros((len(texts), 2), np.uint64)
     for template in dict.fromkeys(templates):
         mine = np.flatnonzero([t == template for t in templates])
-        of = identity.model_copy(update={"template": template})
+        of = _told_by(identity, template)
         out[mine] = keys_of_texts(of, pa.array([texts[i] for i in mine], pa.string()))
     return out
+
+
+def _told_by(identity: VectorIdentity, template: str) -> VectorIdentity:
+    """That of a feature's sentences, which the encoder's own wording is put around."""
+    return identity.model_copy(update={"template": f"{identity.template}+{template}"})
 
 
 def encode_scene(
@@ -113,7 +118,7 @@ def encode_scene(
         for name in dict.fromkeys(names):
             mine = np.flatnonzero([n == name for n in names])
             present = np.ones(len(mine), bool)
-            of = identity.model_copy(update={"template": templates[mine[0]]})
+            of = _told_by(identity, templates[mine[0]])
             bound = owners.take(pa.array(mine))
             writer.bind("context", name, bound, keys[mine], present, card, of)
     return encoded
@@ -162,8 +167,9 @@ def read_scene(
         for f in config.features
         if isinstance(f, TasteSentence)
     }
+    made_by = spec.identity()
     recent = {
-        f.name: vectors.bound("item", f.field, data.item_ids)
+        f.name: vectors.bound("item", f.field, data.item_ids, made_by)
         for f in config.features
         if isinstance(f, RecentItems)
     }

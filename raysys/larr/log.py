@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +20,7 @@ BoolArray = npt.NDArray[np.bool_]
 _WEEK_US = 7 * 86_400_000_000
 # A user-week of more places says little about any two of them, and costs their square.
 _WEEK_PLACES = 100
+Part = Literal["train", "valid", "test"]
 
 
 @dataclass(frozen=True)
@@ -26,12 +28,14 @@ class Log:
     """Events, places and users of one data set.
 
     held: [2 + N] places held out of all training (the unseen POIs of the stages' metrics).
+    held_valid: [2 + N] those of them that validation asks for; the others are for the test.
     """
 
     data: Prepared
     config: TextConfig
     places: Places
     held: BoolArray
+    held_valid: BoolArray
 
     @classmethod
     def of(cls, data: Prepared, config: TextConfig, holdout: float, seed: int) -> "Log":
@@ -41,8 +45,9 @@ class Log:
         places = Places.of(items, config)
         ids = ["", "", *items["item_id"].to_pylist()]
         names = np.array([name or ids[row] for row, name in enumerate(places.label)], object)
-        held = stable_hash(names, seed) % 1_000_000 < holdout * 1_000_000
-        return cls(data, config, places, held & np.array(places.poi))
+        drawn = stable_hash(names, seed)
+        held = (drawn % 1_000_000 < holdout * 1_000_000) & np.array(places.poi)
+        return cls(data, config, places, held, held & (drawn // 1_000_000 % 2 == 0))
 
     @cached_property
     def owner(self) -> Int64Array:
@@ -66,6 +71,16 @@ class Log:
         later = later[later != UNKNOWN_TS]
         return int(later.min()) if len(later) else None
 
+    def asked(self, part: Part) -> BoolArray:
+        """[2 + N] held-out places that a part asks for."""
+        return self.held_valid if part == "valid" else self.held & ~self.held_valid
+
+    def events_of(self, part: Part) -> BoolArray:
+        """[E] events of the days of a part."""
+        if part == "train":
+            return self.training
+        return self.validation if part == "valid" else ~self.training & ~self.validation
+
     @cached_property
     def training(self) -> BoolArray:
         """[E] events of training days: before the first later request; where there are no
@@ -79,6 +94,47 @@ class Log:
         if self.train_end is None:
             return np.where(ts == UNKNOWN_TS, timeless, True)
         return np.where(ts == UNKNOWN_TS, timeless, ts < self.train_end)
+
+    @cached_property
+    def train_spans(self) -> tuple[Int64Array, Int64Array]:
+        """Event span [U] of each user's training days, which are the first part of a history."""
+        counts = np.bincount(self.owner[self.training], minlength=len(self.data.histories.users))
+        begin = self.starts[:-1]
+        return begin, begin + counts
+
+    @cached_property
+    def test_start(self) -> int | None:
+        """First moment (µs) of the test days; None without times or test requests."""
+        rows = self.data.impressions
+        test = rows.ts[rows.of("test")]
+        test = test[test != UNKNOWN_TS]
+        return int(test.min()) if len(test) else None
+
+    @cached_property
+    def validation(self) -> BoolArray:
+        """[E] events of validation days: between training and the first test request. Without
+        times, none is known to be."""
+        ts = np.asarray(self.data.histories.ts)
+        known = (ts != UNKNOWN_TS) & ~self.training
+        return known if self.test_start is None else known & (ts < self.test_start)
+
+    @cached_property
+    def seen(self) -> BoolArray:
+        """[2 + N] places that occur on training days."""
+        seen = np.zeros(len(self.held), bool)
+        seen[self.item[self.training]] = True
+        rows = self.data.impressions
+        seen[np.asarray(rows.item)[rows.rows(rows.of("train"))]] = True
+        return seen
+
+    @cached_property
+    def usable(self) -> BoolArray:
+        """[2 + N] places whose texts may be trained on: not held out, and not known from later
+        days alone."""
+        later = np.zeros(len(self.held), bool)
+        later[self.item[~self.training]] = True
+        later[np.asarray(self.data.impressions.item)] = True
+        return ~self.held & (self.seen | ~later)
 
     @cached_property
     def week(self) -> Int64Array:

@@ -1,5 +1,6 @@
 """The scene of one request as it comes in, and values that a served model learns while it runs."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,7 +12,7 @@ import torch
 from raysys.artifacts.predictor import Predictor
 from raysys.artifacts.run import RunConfig
 from raysys.data.contexts import ContextCodec
-from raysys.errors import ArtifactError
+from raysys.errors import ArtifactError, ConfigError
 from raysys.larr.ranker import LarrDIN, LarrFit
 from raysys.larr.scene import SceneLookup
 
@@ -47,6 +48,9 @@ def scene_fit(config: RunConfig, run: Path) -> LarrFit:
     return fitted
 
 
+log = logging.getLogger(__name__)
+
+
 class Sentence(NamedTuple):
     """What a request says of one feature. text: None where a value is missing; values: context
     feature → value in words."""
@@ -76,20 +80,40 @@ def told(lookup: SceneLookup, context: Mapping[str, Any]) -> list[Sentence]:
 
 def learn_values(
     predictor: Predictor, sentences: Sequence[Sentence], vectors: npt.NDArray[np.float32]
-) -> None:
-    """Answer requests with these sentences by vectors [n, D] from now on.
+) -> list[bool]:
+    """Answer requests with these sentences by vectors [n, D] from now on; which [n] of them.
 
-    Values that no vocabulary has get codes behind all others; IDs they have none.
+    Values that no vocabulary has get codes behind all others; IDs they have none. A sentence is
+    left out if its values would make more combinations than can be looked up.
     """
     model = predictor.model
     assert isinstance(model, LarrDIN)
-    texts = [str(sentence.text) for sentence in sentences]
-    model.scene.add([s.name for s in sentences], texts, torch.from_numpy(np.array(vectors)))
+    codec, learned = predictor.codec, []
+    for sentence in sentences:
+        wider = _with(codec, sentence)
+        try:
+            model.scene.verbaliser.columns(wider)
+        except ConfigError as error:
+            log.warning("no vector for %r: %s", sentence.text, error)
+            learned.append(False)
+            continue
+        codec = wider
+        learned.append(True)
+    rows = np.flatnonzero(learned)
+    if len(rows):
+        names = [sentences[row].name for row in rows]
+        texts = [str(sentences[row].text) for row in rows]
+        model.scene.add(names, texts, torch.from_numpy(np.array(vectors[rows])))
+        predictor.adopt(codec)
+    return learned
+
+
+def _with(codec: ContextCodec, sentence: Sentence) -> ContextCodec:
+    """The codec with the sentence's values."""
     features = []
-    for feature in predictor.codec.features:
-        said = dict.fromkeys(s.values.get(feature.name) for s in sentences)
-        fresh = tuple(v for v in said if v is not None and v not in feature.values)
-        if feature.kind == "categorical" and fresh:
-            feature = feature.model_copy(update={"values": (*feature.values, *fresh)})
+    for feature in codec.features:
+        value = sentence.values.get(feature.name)
+        if feature.kind == "categorical" and value is not None and value not in feature.values:
+            feature = feature.model_copy(update={"values": (*feature.values, value)})
         features.append(feature)
-    predictor.adopt(ContextCodec(features=tuple(features)))
+    return ContextCodec(features=tuple(features))

@@ -16,11 +16,12 @@ import scipy.sparse as sp
 from pydantic import BaseModel, ConfigDict, Field
 
 from raysys.data.schema import SPLITS
-from raysys.larr.log import BoolArray, Int64Array, Log, neighbours
+from raysys.larr.log import BoolArray, Int64Array, Log, Part, neighbours
 from raysys.larr.texts import Places
 
 Kind = Literal["uu", "pp", "up"]
 KINDS: tuple[Kind, ...] = ("uu", "pp", "up")
+_PLACE_USERS = 1000
 PlaceStyle = Literal["poi", "given", "told"]
 UserStyle = Literal["profile", "visits", "user"]
 # (which pairs [n], how many of each, generator) -> item rows [n, H], −1 where there is none.
@@ -139,7 +140,7 @@ class Pairs:
 
 @dataclass(frozen=True)
 class PairSets:
-    """Pairs of every kind for training, and later ones for the stage's metric."""
+    """Pairs of every kind for training, and later ones for the stage's metrics."""
 
     log: Log
     config: PairConfig
@@ -147,25 +148,15 @@ class PairSets:
 
     def train(self, kind: Kind) -> Pairs:
         """Training pairs: from training days only, without held-out places."""
-        return getattr(self, f"_{kind}")(later=False)
+        return getattr(self, f"_{kind}")("train")
 
-    def later(self, kind: Kind) -> Pairs:
-        """Pairs of later days, by the same rule; all places."""
-        return getattr(self, f"_{kind}")(later=True)
+    def later(self, kind: Kind, part: Part) -> Pairs:
+        """Pairs of the days of validation or test, by the same rule; all places."""
+        return getattr(self, f"_{kind}")(part)
 
     def unseen(self, pairs: Pairs) -> BoolArray:
         """[N] whether the positive of a pair of places is new to training."""
-        return ~self._seen[pairs.positive_id]
-
-    @cached_property
-    def _seen(self) -> BoolArray:
-        """[2 + N] places that occur on training days and are not held out."""
-        log = self.log
-        seen = np.zeros(len(log.held), bool)
-        seen[log.item[log.training]] = True
-        rows = log.data.impressions
-        seen[np.asarray(rows.item)[rows.rows(rows.of("train"))]] = True
-        return seen & ~log.held
+        return ~(self.log.seen & self.log.usable)[pairs.positive_id]
 
     @cached_property
     def _for_training(self) -> BoolArray:
@@ -174,24 +165,24 @@ class PairSets:
 
     # ------------------------------------------------------------- user–user
 
-    def _uu(self, later: bool) -> Pairs:
+    def _uu(self, part: Part) -> Pairs:
         users = len(self.log.data.histories.users)
         none = np.zeros(users, np.int64)
-        if self.config.uu == "overlap" and not later:
+        if self.config.uu == "overlap" and part == "train":
             chosen = self.log.chosen(self._for_training & self.log.behaves("order"))
-            near = neighbours(chosen.T.tocsr(), self.config.neighbours, self.config.least)
+            near = neighbours(_rare(chosen).T.tocsr(), self.config.neighbours, self.config.least)
             first, second = _both(near.nonzero(), self._generator(), self.config.limit)
-            spans = self._training_spans()
+            spans = self.log.train_spans
             return Pairs(
                 "uu",
                 _users("user", first, *spans),
                 _users("user", second, *spans),
                 first,
                 second,
-                _with_self(near),
+                _with_self(near + near.T),
                 none,
             )
-        early, late = self._periods(later)
+        early, late = self._periods(part)
         enough = self.config.min_events
         found = np.flatnonzero((_length(early) >= enough) & (_length(late) >= enough))
         found = _drawn(found, self._generator(), self.config.limit)
@@ -205,24 +196,19 @@ class PairSets:
             none,
         )
 
-    def _training_spans(self) -> tuple[Int64Array, Int64Array]:
-        """Event span of each user's training days; they are the first part of the history."""
-        counts = np.bincount(
-            self.log.owner[self.log.training], minlength=len(self.log.data.histories.users)
-        )
-        begin = self.log.starts[:-1]
-        return begin, begin + counts
-
-    def _periods(self, later: bool) -> tuple[tuple[Int64Array, Int64Array], ...]:
+    def _periods(self, part: Part) -> tuple[tuple[Int64Array, Int64Array], ...]:
         """An earlier and a later event span [U] of each user, with no moment in both.
 
-        Of training days both halves; later: training days and what follows, and halves for
-        users that training does not know.
+        Of training days both halves; of a later part its days and all before them, and halves
+        for users whom nothing before it knows.
         """
-        begin, cut = self._training_spans()
-        end = self.log.starts[1:]
-        if not later:
+        begin, cut = self.log.train_spans
+        if part == "train":
             return self._halves(begin, cut)
+        known = np.bincount(self.log.owner[self.log.validation], minlength=len(begin))
+        end = cut + known
+        if part == "test":
+            cut, end = end, self.log.starts[1:]
         new = cut == begin
         early, late = self._halves(begin, end)
         return (
@@ -246,9 +232,11 @@ class PairSets:
 
     # ----------------------------------------------------------- place–place
 
-    def _pp(self, later: bool) -> Pairs:
-        log, config = self.log, self.config
+    def _pp(self, part: Part) -> Pairs:
+        log, config, later = self.log, self.config, part != "train"
         poi = np.array(log.places.poi)
+        # A view or brand pair needs no behaviour, so later ones are those of places held out.
+        usable = poi & (log.asked(part) if later else log.usable)
         size = len(poi)
         style: tuple[PlaceStyle, PlaceStyle] = ("poi", "poi")
         related = sp.identity(size, np.float32, format="csr")
@@ -256,15 +244,13 @@ class PairSets:
             both = np.array(
                 [bool(g and t) for g, t in zip(log.places.given, log.places.told, strict=True)]
             )
-            # A view pair needs no behaviour, so later ones are those of places held out.
-            first = np.flatnonzero(poi & both & (log.held if later else ~log.held))
+            first = np.flatnonzero(usable & both)
             first = _drawn(first, self._generator(), config.limit)
             second, style = first, ("given", "told")
         elif config.pp == "brand":
-            usable = poi & (log.held if later else ~log.held)
             first, second = _brand_pairs(self._brand, usable, self._generator(), config.limit)
         else:
-            events = ~log.training if later else self._for_training
+            events = log.events_of(part) if later else self._for_training
             chosen = log.chosen(events, per_week=True)
             near = neighbours(chosen, config.neighbours, config.least)
             if later:  # one answer per question
@@ -296,13 +282,12 @@ class PairSets:
         """Places of the anchor's area in another category."""
         places = self.log.places
         leaf = np.array(places.leaf, object)
-        usable = np.array(places.poi) & ~self.log.held & (np.array(places.area, object) != "")
-        members: dict[str, Int64Array] = {}
-        rows = np.flatnonzero(usable)
-        order = rows[np.argsort(np.array(places.area, object)[rows].astype(str), kind="stable")]
-        names = np.array(places.area, object)[order].astype(str)
-        for name in np.unique(names):
-            members[str(name)] = order[names == name]
+        areas = np.array(places.area, object)
+        rows = np.flatnonzero(np.array(places.poi) & self.log.usable & (areas != ""))
+        names, code = np.unique(areas[rows].astype(str), return_inverse=True)
+        order = rows[np.argsort(code, kind="stable")]
+        cuts = np.cumsum(np.bincount(code, minlength=len(names)))[:-1]
+        members = dict(zip(names.tolist(), np.split(order, cuts), strict=True)) if len(rows) else {}
 
         def draw(pairs: Int64Array, count: int, rng: np.random.Generator) -> Int64Array:
             out = np.full((len(pairs), count), -1, np.int64)
@@ -317,14 +302,14 @@ class PairSets:
 
     # ------------------------------------------------------------ user–place
 
-    def _up(self, later: bool) -> Pairs:
-        log, rows = self.log, self.log.data.impressions
+    def _up(self, part: Part) -> Pairs:
+        log, rows, later = self.log, self.log.data.impressions, part != "train"
         poi = np.array(log.places.poi)
         wanted = np.asarray(rows.order if self.config.up == "orders" else rows.click)
         item = np.asarray(rows.item).astype(np.int64)
-        train = np.asarray(rows.split) == SPLITS.index("train")
+        mine = np.asarray(rows.split) == SPLITS.index(part)
         owner = np.repeat(np.arange(len(rows.user)), np.diff(rows.offsets))
-        take = (wanted > 0) & poi[item] & (train[owner] != later)
+        take = (wanted > 0) & poi[item] & mine[owner]
         user, start, end = (
             np.asarray(c).astype(np.int64) for c in (rows.user, rows.start, rows.end)
         )
@@ -380,6 +365,13 @@ class PairSets:
 
     def _generator(self) -> np.random.Generator:
         return np.random.default_rng(self.seed)
+
+
+def _rare(chosen: sp.csr_matrix) -> sp.csr_matrix:
+    """[U, I] without places of more than 1,000 users: they say little about any two of them, and
+    cost their square."""
+    common = np.asarray(chosen.sum(0)).reshape(-1) > _PLACE_USERS
+    return chosen @ sp.diags((~common).astype(np.float32)) if common.any() else chosen
 
 
 def _users(style: UserStyle, user: Int64Array, start: Int64Array, end: Int64Array) -> Side:

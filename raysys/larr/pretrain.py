@@ -1,6 +1,7 @@
 """Stage 1, continual pretraining: L = −Σ_t w_t log p(x_t | x_<t) on texts of places (§2.1)."""
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from raysys.larr.corpus import Documents
@@ -14,11 +15,11 @@ class PretrainTask:
     def __init__(
         self, model: nn.Module, held: Documents, width: int, pad: int, rows_per_pass: int
     ) -> None:
-        """held: texts of unseen places; width: tokens of a row; rows_per_pass: in validation."""
+        """held: texts of unseen places, for validation; width: tokens of a row; rows_per_pass: in
+        validation."""
         self.model = model
         self._held = held
-        self._rows = pack([len(ids) for ids in held.ids], width)
-        self._pad, self._step = pad, rows_per_pass
+        self._width, self._pad, self._step = width, pad, rows_per_pass
 
     def loss(self, batch: Packed) -> tuple[Tensor, Tensor]:
         """(Σ w · −log p, Σ w) over the batch."""
@@ -27,10 +28,16 @@ class PretrainTask:
         return (token_losses(self.model, batch) * weights).sum(), weights.sum()
 
     def validate(self, world: World) -> dict[str, float]:
+        """`perplexity` of the texts of validation."""
+        return self.perplexity(self._held, world)
+
+    @torch.no_grad()
+    def perplexity(self, held: Documents, world: World) -> dict[str, float]:
         """`menu_perplexity`: exp of the mean −log p of the words of told fields, given what comes
         before them; `text_perplexity`: of all tokens but the first. Empty without held-out
         places."""
-        words, texts = self._nll(world)
+        self.model.to(world.device).eval()
+        words, texts = self._nll(held, world)
         if not words[1]:
             return {}
         return {
@@ -38,18 +45,19 @@ class PretrainTask:
             "text_perplexity": float(np.exp(texts[0] / texts[1])),
         }
 
-    def _nll(self, world: World) -> tuple[np.ndarray, np.ndarray]:
+    def _nll(self, held: Documents, world: World) -> tuple[np.ndarray, np.ndarray]:
         """(Σ −log p, tokens) of the words of told fields and of all tokens; on all workers."""
-        told = [[float(w) for w in row] for row in self._held.word]
-        every = self._held.weights("full")
+        told = [[float(w) for w in row] for row in held.word]
+        every = held.weights("full")
         sums = np.zeros((1, 4))
         # Every worker makes as many passes, if need be over nothing: sharded models need that.
-        share = -(-len(self._rows) // world.size)
-        mine = self._rows[share * world.rank : share * (world.rank + 1)]
+        packed = pack([len(ids) for ids in held.ids], self._width)
+        share = -(-len(packed) // world.size)
+        mine = packed[share * world.rank : share * (world.rank + 1)]
         for begin in range(0, share, self._step):
             rows = mine[begin : begin + self._step]
-            batch = Packed.of(self._held.ids, rows, self._pad, told).to(world.device)
-            whole = Packed.of(self._held.ids, rows, self._pad, every).to(world.device)
+            batch = Packed.of(held.ids, rows, self._pad, told).to(world.device)
+            whole = Packed.of(held.ids, rows, self._pad, every).to(world.device)
             losses = token_losses(self.model, batch)
             for column, weights in enumerate((batch.weights, whole.weights)):
                 assert weights is not None

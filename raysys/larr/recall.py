@@ -7,7 +7,8 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from raysys.larr.log import Int64Array
+from raysys.errors import MetricError
+from raysys.larr.log import Int64Array, Part
 from raysys.larr.pairs import Kind, PairSets, place_text
 from raysys.larr.texts import SPECIAL_TOKENS, plain
 from raysys.llm.encoder import EncoderSpec, TextEncoder
@@ -30,13 +31,15 @@ class Retrieval:
     new: npt.NDArray[np.bool_]
 
 
-def retrieval(sets: PairSets, kind: Kind, questions: int, pool: int) -> Retrieval | None:
-    """Questions from later pairs of one kind; None if there are fewer than two.
+def retrieval(
+    sets: PairSets, kind: Kind, part: Part, questions: int, pool: int
+) -> Retrieval | None:
+    """Questions from pairs of one kind of validation or test; None if there are fewer than two.
 
     questions: at most so many, drawn by the seed. pool: at most so many texts beside the
     answers: all places for pp and up, the other users' texts for uu.
     """
-    pairs = sets.later(kind)
+    pairs = sets.later(kind, part)
     rng = np.random.default_rng(sets.seed)
     if len(pairs) > questions:
         pairs = pairs.take(np.sort(rng.choice(len(pairs), questions, replace=False)))
@@ -70,7 +73,12 @@ def recalls(
     queries [Q, D] and pool [P, D] of length one.
 
     A text as near as the answer counts as nearer, so vectors that are all alike find nothing.
+
+    Raises:
+        MetricError: a vector that is not finite.
     """
+    if not (np.isfinite(queries).all() and np.isfinite(pool).all()):
+        raise MetricError("recall: the encoder gave a vector that is not finite")
     ranks = np.empty(len(queries), np.int64)
     for begin in range(0, len(queries), 256):
         span = slice(begin, begin + 256)

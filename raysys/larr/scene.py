@@ -105,7 +105,8 @@ class SceneLookup(nn.Module):
         return (name, text) in self._rows
 
     def add(self, names: Sequence[str], texts: Sequence[str], vectors: Tensor) -> None:
-        """Further texts [n] with vectors [n, D]; those that are there already keep theirs."""
+        """Further texts [n] with vectors [n, D], to be found from the next `adopt` on; those that
+        are there already keep theirs."""
         fresh = [
             index
             for index, key in enumerate(zip(names, texts, strict=True))
@@ -114,7 +115,6 @@ class SceneLookup(nn.Module):
         for place, index in enumerate(fresh):
             self._rows[names[index], texts[index]] = len(self.vectors) + place
         self.vectors = torch.cat([self.vectors, vectors[fresh].to(self.vectors)])
-        self._route()
 
     def _route(self) -> None:
         """Code (or combination of codes) → row of `vectors`, 0 where there is none."""

@@ -36,6 +36,7 @@ FAULTS_SHOWN = 5
 # lose hours of work when it is killed, a fast one must not write thousands of files.
 ROWS_PER_PART = 16_384
 SECONDS_PER_PART = 60.0
+_WAIT_S = 30.0
 
 
 class EmbedReport(BaseModel):
@@ -95,7 +96,9 @@ def embed_items(
     )
     keys = {field: keys_of_texts(identity, coded.dictionary) for field, coded in columns.items()}
     bound, rebound = [], 0
-    with TableWriter(table, TableHeader(width=encoder["width"], dtype=dtype)) as writer:
+    header = TableHeader(width=encoder["width"], dtype=dtype)
+    # A server that stores a few vectors is soon done; a job need not fail for it.
+    with TableWriter(table, header, wait_s=_WAIT_S) as writer:
         # One job for all fields: an engine takes long to start.
         every = pa.concat_arrays([coded.dictionary for coded in columns.values()])
         filled = fill_from(
@@ -208,12 +211,19 @@ def fill_from(
         end = 0
         try:
             for chunk in stream(given):
-                good = np.array([i not in chunk.faults for i in range(len(chunk.values))], bool)
+                # As they are stored: what overflows there is lost too.
+                with np.errstate(over="ignore"):
+                    values = np.asarray(chunk.values, writer.header.dtype)
+                strange = np.flatnonzero(
+                    ~np.isfinite(values).reshape(len(values), -1).all(1)
+                ).tolist()
+                faults = dict.fromkeys(strange, "its vector is not finite") | chunk.faults
+                good = np.array([i not in faults for i in range(len(values))], bool)
                 rows.append(missing[end : end + len(good)][good])
-                pending.append(chunk.values[good])
+                pending.append(values[good])
                 out.truncated += chunk.truncated
-                out.failed += len(chunk.faults)
-                for row, fault in chunk.faults.items():
+                out.failed += len(faults)
+                for row, fault in sorted(faults.items()):
                     if len(out.faults) < FAULTS_SHOWN:
                         out.faults.append(f"{given[end + row].as_py()[:60]!r}: {fault}")
                 end += len(good)
@@ -256,20 +266,21 @@ def item_texts(dataset: Dataset, field: str) -> pa.Array:
         hint = f"; did you mean {near[0]}?" if near else ""
         raise ConfigError(f"field {field!r} is none of {', '.join(ITEM_FIELDS)}{hint}")
     if field != "text":
-        texts = _filled(_array(dataset.table("items", [field])[field]))
+        texts = _filled(_large(dataset.table("items", [field])[field]))
     else:
         sources = ["text", "name", "title", "abstract", "category", "brand"]
         items = dataset.table("items", sources)
-        parts = {name: _array(items[name]) for name in sources}
-        parts["category"] = pc.binary_join(parts["category"], ", ")
+        joined = {"category": pc.binary_join(items["category"], ", ")}
+        parts = {name: _large(joined.get(name, items[name])) for name in sources}
         repeated = pc.fill_null(pc.equal(parts["title"], parts["name"]), False)
         parts["title"] = pc.if_else(repeated, None, parts["title"])
         own, *rest = (_filled(parts[name]) for name in sources)
         # Skipping nulls, pyarrow leaves out a row that has nothing else; so each row starts with
         # an empty text, whose separator is cut off again.
-        start = pa.repeat(pa.scalar(""), len(items))
-        joined = pc.binary_join_element_wise(start, *rest, ". ", null_handling="skip")
-        texts = pc.coalesce(own, _filled(pc.utf8_slice_codeunits(joined, 2)))
+        start = pa.repeat(pa.scalar("", pa.large_string()), len(items))
+        between = pa.scalar(". ", pa.large_string())
+        whole = pc.binary_join_element_wise(start, *rest, between, null_handling="skip")
+        texts = pc.coalesce(own, _filled(pc.utf8_slice_codeunits(whole, 2)))
     if texts.null_count == len(texts):
         raise ConfigError(f"{dataset.path}: no item has a text in field {field!r}")
     return texts
@@ -278,7 +289,12 @@ def item_texts(dataset: Dataset, field: str) -> pa.Array:
 def _filled(texts: pa.Array) -> pa.Array:
     """Blank texts as nulls: they say nothing, so they get no vector."""
     blank = pc.equal(pc.utf8_length(pc.utf8_trim_whitespace(texts)), 0)
-    return pc.if_else(blank, pa.scalar(None, pa.string()), texts)
+    return pc.if_else(blank, pa.scalar(None, pa.large_string()), texts)
+
+
+def _large(column: pa.ChunkedArray) -> pa.LargeStringArray:
+    """Texts in one piece; of millions of items they have more bytes than a string array takes."""
+    return _array(column.cast(pa.large_string()))
 
 
 def _array(column: pa.ChunkedArray) -> pa.Array:

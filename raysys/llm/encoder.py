@@ -2,12 +2,20 @@
 
 from collections.abc import Iterator, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializationInfo,
+    SerializerFunctionWrapHandler,
+    field_validator,
+    model_serializer,
+)
 from torch import Tensor
 
 from raysys.errors import ConfigError
@@ -62,6 +70,19 @@ class EncoderSpec(BaseModel):
         if value not in TEMPLATES:
             raise ValueError(f"unknown template {value!r}; known are {', '.join(TEMPLATES)}")
         return value
+
+    @model_serializer(mode="wrap")
+    def _serialise(
+        self, handler: SerializerFunctionWrapHandler, info: SerializationInfo
+    ) -> dict[str, Any]:
+        fields: dict[str, Any] = handler(self)
+        if info.context and info.context.get("identity"):
+            # Where a folder lies does not change what is learned from its vectors; its bytes do.
+            if BackboneSpec.parse(self.backbone).scheme == "dir":
+                fields["backbone"] = open_backbone(self.backbone).sha256
+            if self.adapter is not None:
+                fields["adapter"] = adapter_sha256(self.adapter)
+        return fields
 
     def identity(self) -> VectorIdentity:
         """The part of every key that does not depend on the text; reads no weights twice.

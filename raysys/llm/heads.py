@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -83,15 +84,21 @@ class Head:
         name = hashlib.sha256(str(self.folder.resolve()).encode()).hexdigest()[:24]
         target = cache_root() / "headless" / name
         target.parent.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(dir=target.parent))
-        try:
-            for file in self.folder.iterdir():
-                if file.is_file() and file.name != MODULES:
-                    os.symlink(file.resolve(), scratch / file.name)
-            shutil.rmtree(target, ignore_errors=True)
-            os.rename(scratch, target)
-        finally:
-            shutil.rmtree(scratch, ignore_errors=True)
+        files = [f for f in self.folder.iterdir() if f.is_file() and f.name != MODULES]
+        wanted = {file.name: str(file.resolve()) for file in files}
+        # Another job may be loading from it, so it is replaced only where it has to be.
+        with FileLock(target.with_name(f"{name}.lock")):
+            made = target.iterdir() if target.is_dir() else ()
+            if {link.name: os.readlink(link) for link in made} == wanted:
+                return target
+            scratch = Path(tempfile.mkdtemp(dir=target.parent))
+            try:
+                for file, source in wanted.items():
+                    os.symlink(source, scratch / file)
+                shutil.rmtree(target, ignore_errors=True)
+                os.rename(scratch, target)
+            finally:
+                shutil.rmtree(scratch, ignore_errors=True)
         return target
 
 

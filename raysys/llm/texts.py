@@ -1,6 +1,7 @@
 """What may be given to a model as a text, the same for every engine."""
 
 import re
+import unicodedata
 from dataclasses import dataclass
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
@@ -14,9 +15,10 @@ class Unreadable:
 
 
 def printable(text: str) -> str:
-    """`text` with a blank for every control character but tab and line ends, which tokenizers
-    treat in many ways: some drop them, some spend tokens on them, some end the text there."""
-    return _CONTROL.sub(" ", text)
+    """`text` in NFC, as its key is, with a blank for every control character but tab and line
+    ends, which tokenizers treat in many ways: some drop them, some spend tokens on them, some end
+    the text there."""
+    return _CONTROL.sub(" ", unicodedata.normalize("NFC", text))
 
 
 def fault_of(text: object) -> str | None:

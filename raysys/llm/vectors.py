@@ -74,6 +74,13 @@ class VectorTable:
         return self._covered == len(self.parts)
 
     @property
+    def worth_indexing(self) -> bool:
+        """Whether enough lies outside of the stored index that it should be written anew, which
+        takes as long as the table is big; what it lacks, readers sort themselves."""
+        outside = len(self) - self._starts[self._covered]
+        return outside > len(self) / 16 or len(self.parts) - self._covered > 16
+
+    @property
     def all_keys(self) -> Keys:
         """Keys [N, 2] in row order."""
         return np.concatenate([NO_KEYS, *(part.keys for part in self.parts)])
@@ -138,14 +145,18 @@ class VectorTable:
         return self._fields[owner_kind, field]
 
     def bound(
-        self, owner_kind: str, field: str, owner_ids: pa.Array | Sequence[str | None]
+        self,
+        owner_kind: str,
+        field: str,
+        owner_ids: pa.Array | Sequence[str | None],
+        identity: VectorIdentity | None = None,
     ) -> npt.NDArray[np.float32]:
         """Vectors [N, D] float32 bound to a field of N owners; zeros for owners without one.
 
         Raises:
-            ConfigError: nothing at all is bound to this kind of owner and field.
+            ConfigError, DataError: as `field`.
         """
-        return self.gather(self.field(owner_kind, field).rows(owner_ids))
+        return self.gather(self.field(owner_kind, field, identity).rows(owner_ids))
 
     def encoders(self) -> dict[tuple[str, str], dict[str, Any]]:
         """(owner_kind, field) -> the encoder whose vectors are bound to it."""

@@ -36,17 +36,18 @@ class TableWriter:
         with TableWriter(path, TableHeader(width=384)) as writer:
             writer.append(keys, vectors)
 
-    What `append` has committed stays, whatever happens afterwards.
+    What `append` has committed stays, whatever happens afterwards. wait_s: how long another writer
+    is waited for.
 
     Raises:
-        DataError: another process is writing, the table has another width or dtype, or is
+        DataError: another process is still writing, the table has another width or dtype, or is
             damaged.
     """
 
-    def __init__(self, path: Path | str, header: TableHeader) -> None:
+    def __init__(self, path: Path | str, header: TableHeader, *, wait_s: float = 0.0) -> None:
         self.path = Path(path)
         self.header = header
-        self._lock = FileLock(self.path / ".lock", timeout=0)
+        self._lock = FileLock(self.path / ".lock", timeout=wait_s)
 
     def __enter__(self) -> "TableWriter":
         self.path.mkdir(parents=True, exist_ok=True)
@@ -76,7 +77,7 @@ class TableWriter:
 
     def __exit__(self, *_: object) -> None:
         try:
-            if self._index_stale and len(self.table):
+            if self._index_stale and self.table.worth_indexing:
                 with replaced(self.path / INDEX) as temporary:
                     write_arrow(temporary, index_batch(self.table))
         finally:

@@ -18,8 +18,9 @@ from raysys.data.catalogue import Catalogue
 from raysys.data.contexts import ContextCodec
 from raysys.data.features import FeatureSpace, fit_contexts
 from raysys.data.prepared import Prepared
+from raysys.errors import ConfigError
 from raysys.larr.collapse import effective_rank, mean_cosine
-from raysys.larr.config import LarrConfig
+from raysys.larr.config import LarrConfig, RecentItems
 from raysys.larr.fit import bind_scene, encode_scene, read_scene, wide_codec
 from raysys.larr.ranker import LarrDIN, LarrDINConfig, LarrFit
 from raysys.larr.table import SceneTable
@@ -160,9 +161,16 @@ def prepare_scene(
     spec: the scene's encoder, if it is not that of the recipe.
 
     Raises:
-        ConfigError: a feature that the data do not have.
+        ConfigError: a feature that the data do not have; two encoders for one field of one table.
     """
     spec = spec or config.encoder
+    both = {f.field for f in larr.features if isinstance(f, RecentItems)}
+    both &= set(config.features.vectors)
+    if config.vector_table is not None and spec != config.encoder and both:
+        raise ConfigError(
+            f"vector_table: item/{min(both)} is wanted of both encoder and scene_encoder, and a "
+            "table holds one; leave vector_table out, then each has a table"
+        )
     codec = wide_codec(data, fit_contexts(data, config.features.contexts))
     return encode_scene(data, larr, spec, codec, table_path(config, data.dataset, spec))
 

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-import torch
 from pydantic import (
     BaseModel,
     ConfigDict,
@@ -143,12 +142,11 @@ def open_base(
     world = World.current(config.train.device)
     if world.leads and not folder.is_dir():
         texts = training_texts(log)
-        users = log.data.histories
+        # Its vocabulary is learned from training days alone, too.
+        begin, end = log.train_spans
         texts += [
-            log.user_text(
-                user, int(users.start[user]), int(users.start[user + 1]), "user", training=True
-            )
-            for user in range(min(len(users.users), 1000))
+            log.user_text(user, int(begin[user]), int(end[user]), "user", training=True)
+            for user in range(min(len(begin), 1000))
         ]
         write_fresh_model(folder, config.backbone, texts)
     world.share(None)  # Nobody opens it before it is there.
@@ -249,10 +247,3 @@ def _card(config: LlmRecipe, log: Log, base: Base, summary: dict[str, Any]) -> s
         f"Data card `{card.id}`. Licence of the data: {card.licence}.\n\n"
         "The model is in `hf`, a plain Hugging Face folder; name it `dir:RUN/hf`.\n"
     )
-
-
-def measured(task: Any, world: World) -> dict[str, float]:
-    """The task's validation outside of training."""
-    task.model.to(world.device).eval()
-    with torch.no_grad():
-        return dict(task.validate(world))

@@ -4,14 +4,16 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
+from raysys.data.prepared import Prepared
+from raysys.errors import ConfigError
 from raysys.larr.batches import PairLoader
 from raysys.larr.contrast import ContrastTask, Weights
 from raysys.larr.embedding import EmbeddingHead, EmbeddingModel
-from raysys.larr.log import Log
+from raysys.larr.log import Part
 from raysys.larr.pairs import Kind, PairConfig, PairSets
 from raysys.larr.recall import Retrieval, frozen_recalls, retrieval
 from raysys.larr.tokens import append_end_token
-from raysys.llm.backbones import BackboneSpec
+from raysys.llm.backbones import BackboneSpec, open_backbone
 from raysys.llm.tuning import tunable
 from raysys.recipes import llm
 from raysys.recipes.llm import LlmRecipe, Positive
@@ -26,7 +28,8 @@ class ContrastRecipe(LlmRecipe):
     weights: λ of each kind of pairs. temperature: τ. width: d_e; hidden: of the head's MLP, left
     out the model's width. batch_size: pairs of each kind in one global batch. chunk_tokens:
     tokens of one forward pass: memory, not arithmetic.
-    questions, pool, cutoffs: size of the recall measurement, and its k.
+    questions, pool, cutoffs: size of the recall measurement, and its k. Validation asks of its
+    own days; the run's metrics.json holds the answers of the test days.
     baselines: what else is measured at the end: "untuned" (the backbone itself, mean and last
     pooling) or a backbone spec, with mean pooling.
     """
@@ -59,6 +62,19 @@ class ContrastRecipe(LlmRecipe):
         return self
 
 
+def ready(config: ContrastRecipe) -> Prepared:
+    """See `raysys.recipes.llm.ready`; what is measured at the end can be opened."""
+    for name in config.baselines:
+        if name != "untuned":
+            limit = open_backbone(name).max_positions
+            if limit is not None and config.max_tokens > limit:
+                raise ConfigError(
+                    f"baselines: {name} has {limit} positions, max_tokens is {config.max_tokens}; "
+                    "leave it out, or take fewer tokens"
+                )
+    return llm.ready(config)
+
+
 def train(config: ContrastRecipe, session: Session) -> dict[str, Any]:
     """What every worker runs; rank 0 writes the run folder."""
     world = World.current(config.train.device)
@@ -78,7 +94,7 @@ def train(config: ContrastRecipe, session: Session) -> dict[str, Any]:
         chunk_tokens=config.chunk_tokens,
         seed=config.train.seed,
     )
-    retrievals = _retrievals(config, sets, kinds)
+    chooses, judges = (_retrievals(config, sets, kinds, part) for part in ("valid", "test"))
 
     def build(loaded: Any) -> EmbeddingModel:
         size = int(loaded.config.hidden_size)
@@ -91,7 +107,7 @@ def train(config: ContrastRecipe, session: Session) -> dict[str, Any]:
         temperature=config.temperature,
         world=world,
         even_passes=config.train.parallel == "fsdp" and world.size > 1,
-        retrievals=retrievals,
+        retrievals=chooses,
         cutoffs=config.cutoffs,
         tokens=tokens,
         row_tokens=config.row_tokens,
@@ -99,13 +115,15 @@ def train(config: ContrastRecipe, session: Session) -> dict[str, Any]:
     )
     task.begin(loader.sample(_BEGIN_TEXTS))
     result = fit(task, loader, config.train, session)
+    after = task.recall(judges, world)
     whole = llm.plainly(task.model, lambda: build(base.load()[0]), config)
     metrics = {
-        "after": result.metrics,
-        "before": _baselines(config, log, base, retrievals, world),
+        "validation": result.metrics,
+        "after": after,
+        "before": _baselines(config, base, judges, world),
         "pairs": {kind: len(pairs) for kind, pairs in loader.pairs.items()},
-        "questions": {kind: len(found.queries) for kind, found in retrievals.items()},
-        "pool": {kind: len(found.pool) for kind, found in retrievals.items()},
+        "questions": {kind: len(found.queries) for kind, found in judges.items()},
+        "pool": {kind: len(found.pool) for kind, found in judges.items()},
     }
     append_end_token(tokenizer)
     return llm.finish(
@@ -124,15 +142,14 @@ def train(config: ContrastRecipe, session: Session) -> dict[str, Any]:
 
 
 def _retrievals(
-    config: ContrastRecipe, sets: PairSets, kinds: tuple[Kind, ...]
+    config: ContrastRecipe, sets: PairSets, kinds: tuple[Kind, ...], part: Part
 ) -> dict[Kind, Retrieval]:
-    found = {kind: retrieval(sets, kind, config.questions, config.pool) for kind in kinds}
+    found = {kind: retrieval(sets, kind, part, config.questions, config.pool) for kind in kinds}
     return {kind: asked for kind, asked in found.items() if asked is not None}
 
 
 def _baselines(
     config: ContrastRecipe,
-    log: Log,
     base: llm.Base,
     retrievals: dict[Kind, Retrieval],
     world: World,

@@ -17,7 +17,8 @@ class PretrainRecipe(LlmRecipe):
 
     cpt_loss: full, every token is predicted; completion, only what follows name and location.
     batch_rows: rows of row_tokens in one global batch.
-    held_limit: held-out places that perplexity is measured on, at most.
+    held_limit: held-out places that perplexity is measured on, at most: by some of them epochs are
+    validated, of the others metrics.json tells.
     """
 
     recipe: Literal["llm/pretrain"] = "llm/pretrain"
@@ -37,21 +38,26 @@ def train(config: PretrainRecipe, session: Session) -> dict[str, Any]:
     model, tokenizer, new = base.load()
     tokens = llm.text_tokens(config, base, model, tokenizer)
     docs = documents(training_texts(log), tokens, config.text.told)
-    held = documents(held_out(log)[: config.held_limit], tokens, config.text.told)
+    chooses, judges = (
+        documents(held_out(log, part)[: config.held_limit], tokens, config.text.told)
+        for part in ("valid", "test")
+    )
     loader = CorpusLoader(
         docs, config.cpt_loss, config.row_tokens, config.batch_rows, tokens.pad, config.train.seed
     )
     per_pass = max(1, config.batch_rows // (world.size * config.train.accumulation))
     task = PretrainTask(
-        tunable(model, new, config.tuning), held, config.row_tokens, tokens.pad, per_pass
+        tunable(model, new, config.tuning), chooses, config.row_tokens, tokens.pad, per_pass
     )
-    before = llm.measured(task, world)
+    before = task.perplexity(judges, world)
     result = fit(task, loader, config.train, session)
+    after = task.perplexity(judges, world)
     whole = llm.plainly(task.model, lambda: tunable(base.load()[0], new, config.tuning), config)
     metrics = {
         "before": before,
-        "after": result.metrics,
-        "held_out_places": len(held.ids),
+        "after": after,
+        "validation": result.metrics,
+        "held_out_places": len(judges.ids),
         "documents": len(docs.ids),
         "tokens": docs.tokens,
         "texts_cut": tokens.cut,

@@ -298,7 +298,8 @@ def _vectors(
     table = VectorTable(table_path(config, data.dataset))
     encoders = table.encoders()
     ids = data.item_ids.to_pylist()
-    vectors = {field: table.bound("item", field, ids) for field in config.features.vectors}
+    made_by = config.encoder.identity()
+    vectors = {f: table.bound("item", f, ids, made_by) for f in config.features.vectors}
     return vectors, {field: encoders["item", field] for field in config.features.vectors}
 
 

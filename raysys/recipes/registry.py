@@ -97,7 +97,7 @@ _PROGRAMS: dict[str, Program] = {
     "ctr/larr": (larr.train, larr.ready),
     "ctr/larr-cofars": (larr_cofars.train, larr_cofars.ready),
     "llm/pretrain": (llm_pretrain.train, llm.ready),
-    "llm/contrast": (llm_contrast.train, llm.ready),
+    "llm/contrast": (llm_contrast.train, llm_contrast.ready),
 }
 
 

@@ -7,12 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from larr_city import DAY, TEST_FROM, City, open_city
+import scipy.sparse as sp
+from larr_city import DAY, TEST_FROM, TRAIN_TO, City, open_city
 
 from raysys.errors import DataError
 from raysys.larr.batches import PairLoader
+from raysys.larr.corpus import training_texts
 from raysys.larr.log import Log
-from raysys.larr.pairs import PairConfig, Pairs, PairSets
+from raysys.larr.pairs import PairConfig, Pairs, PairSets, _rare
 from raysys.larr.texts import SPECIAL_TOKENS, clean, plain
 
 
@@ -33,7 +35,7 @@ def held(log: Log) -> set[str]:
 def test_neighbours_are_item_cf_within_one_week_of_training(log: Log, city: City) -> None:
     weeks: dict[tuple[str, int], set[str]] = {}
     for event in city.events:
-        if event["ts"] < TEST_FROM and event["item_id"] not in held(log):
+        if event["ts"] < TRAIN_TO and event["item_id"] not in held(log):
             key = (event["user_id"], event["ts"] // (7 * DAY))
             weeks.setdefault(key, set()).add(event["item_id"])
     single = Counter(item for items in weeks.values() for item in items)
@@ -65,24 +67,47 @@ def test_user_pairs_are_two_periods_that_do_not_touch(log: Log) -> None:
     assert len(pairs) == 24
     for i in range(len(pairs)):
         assert ts[early.end[i] - 1] < ts[late.start[i]]
-        assert ts[late.end[i] - 1] < TEST_FROM
+        assert ts[late.end[i] - 1] < TRAIN_TO
         text = early.text(log, i, training=True)
         assert text.startswith("<user><visits>") and "<likes>" not in text
         assert "<visits>" not in late.text(log, i, training=True)
 
 
-def test_later_user_pairs_ask_with_later_days_for_training_days(log: Log) -> None:
-    pairs = PairSets(log, PairConfig(), 0).later("uu")
+def test_later_user_pairs_ask_with_the_days_of_a_part_for_those_before(log: Log) -> None:
     ts = np.asarray(log.data.histories.ts)
-    for i in range(len(pairs)):
-        assert ts[pairs.anchor.start[i]] >= TEST_FROM > ts[pairs.positive.end[i] - 1]
+    for part, begin, end in (("valid", TRAIN_TO, TEST_FROM), ("test", TEST_FROM, np.inf)):
+        pairs = PairSets(log, PairConfig(min_events=1), 0).later("uu", part)
+        assert len(pairs)
+        for i in range(len(pairs)):
+            assert ts[pairs.anchor.start[i]] >= begin > ts[pairs.positive.end[i] - 1]
+            assert ts[pairs.anchor.end[i] - 1] < end
+
+
+def test_no_question_of_validation_is_one_of_the_test(log: Log, city: City) -> None:
+    """What chooses epochs and options must not be what is reported."""
+    split = {(i["user_id"], i["clicks"][0], i["split"]) for i in city.impressions}
+    users = log.data.histories.users.to_pylist()
+    ts = np.asarray(log.data.histories.ts)
+    for part in ("valid", "test"):
+        asked = PairSets(log, PairConfig(), 0).later("up", part)
+        for i in range(len(asked)):
+            pair = users[asked.anchor_id[i]], f"p{asked.positive_id[i] - 2}"
+            assert (*pair, part) in split
+        # Neighbours of the part's days; another part's clicks change nothing.
+        events = log.events_of(part)
+        assert events.any() and (ts[events] >= TRAIN_TO).all()
+        assert ((ts[events] < TEST_FROM) == (part == "valid")).all()
+    for rule in ("views", "brand"):
+        sets = PairSets(log, PairConfig(pp=rule), 0)
+        valid, test = (set(sets.later("pp", part).anchor_id.tolist()) for part in ("valid", "test"))
+        assert not valid & test and (valid | test) <= set(np.flatnonzero(log.held).tolist())
 
 
 def test_overlap_pairs_share_orders(log: Log, city: City) -> None:
     pairs = PairSets(log, PairConfig(uu="overlap", least=2), 0).train("uu")
     ordered: dict[str, set[str]] = {}
     for event in city.events:
-        if event["ts"] < TEST_FROM and event["behaviour"] == "order":
+        if event["ts"] < TRAIN_TO and event["behaviour"] == "order":
             ordered.setdefault(event["user_id"], set()).add(event["item_id"])
     users = log.data.histories.users.to_pylist()
     assert len(pairs)
@@ -145,7 +170,7 @@ def test_what_may_be_right_is_no_negative(log: Log, city: City) -> None:
     users = log.data.histories.users.to_pylist()
     chosen: dict[str, set[str]] = {}
     for event in city.events:
-        if event["ts"] < TEST_FROM:
+        if event["ts"] < TRAIN_TO:
             chosen.setdefault(event["user_id"], set()).add(event["item_id"])
     brand = {item["item_id"]: item["brand"] for item in city.items}
     keys = np.concatenate([np.arange(2, 34), [-1]])
@@ -161,9 +186,49 @@ def test_what_may_be_right_is_no_negative(log: Log, city: City) -> None:
 
 def test_new_places_are_those_that_training_never_saw(log: Log) -> None:
     sets = PairSets(log, PairConfig(), 0)
-    later = sets.later("up")
+    later = sets.later("up", "test")
     assert (sets.unseen(later) == log.held[later.positive_id]).all()
     assert sets.unseen(later).any()
+
+
+def test_a_place_that_only_later_days_know_is_trained_on_by_nothing(tmp_path: Path) -> None:
+    city = City()
+    fresh = "p7"
+    for event in city.events:
+        if event["ts"] < TRAIN_TO and event["item_id"] == fresh:
+            event["item_id"] = "p3"
+    for shown in city.impressions:
+        if shown["split"] == "train":
+            shown["candidates"] = [p for p in shown["candidates"] if p != fresh] or ["p3"]
+            if shown["clicks"] == [fresh]:
+                shown |= dict(candidates=["p3", *shown["candidates"]], clicks=["p3"], orders=[])
+            shown["candidates"] = list(dict.fromkeys(shown["candidates"]))
+    log = open_city(city.write(tmp_path / "d"), holdout=0.0)
+    row, rng = 9, np.random.default_rng(0)
+    assert log.places.label[row].endswith("house 7") and not log.usable[row]
+    assert log.places.text(row) not in training_texts(log)
+    for rule in ("neighbours", "views", "brand"):
+        sets = PairSets(log, PairConfig(pp=rule), 0)
+        for pairs in (sets.train("pp"), sets.train("up")):
+            assert row not in pairs.positive_id
+            assert row not in pairs.draw(np.arange(len(pairs)), 8, rng)
+    later = PairSets(log, PairConfig(), 0).later("up", "test")
+    assert (PairSets(log, PairConfig(), 0).unseen(later) == (later.positive_id == row)).all()
+
+
+def test_overlap_knows_a_neighbour_from_both_sides(log: Log) -> None:
+    pairs = PairSets(log, PairConfig(uu="overlap", neighbours=2), 0).train("uu")
+    for pair in range(len(pairs)):
+        back = np.flatnonzero(pairs.anchor_id == pairs.positive_id[pair])
+        if len(back):
+            assert not pairs.negatives(back[:1], pairs.anchor_id[[pair]]).any()
+
+
+def test_places_that_everybody_orders_from_make_nobody_alike() -> None:
+    chosen = sp.csr_matrix(np.array([[1, 1, 0], [1, 0, 1], [1, 0, 1]], np.float32))
+    chosen = sp.vstack([chosen, sp.csr_matrix(np.eye(1, 3, dtype=np.float32).repeat(1000, 0))])
+    kept = _rare(chosen.tocsr()).toarray()
+    assert not kept[:, 0].any() and kept[:3, 1:].sum() == 3
 
 
 def test_text_of_users_cannot_pose_as_special_tokens() -> None:
@@ -197,5 +262,6 @@ def test_a_log_without_times_trains_on_what_training_requests_point_at(tmp_path:
     within = np.arange(len(users)) - log.starts[log.owner] < 20
     assert (log.training == ((users < "u18") & within)).all()
     sets = PairSets(log, PairConfig(), 0)
-    assert set(sets.later("uu").anchor_id) == set(range(18, 24)) | set(range(18))
+    assert len(sets.later("uu", "valid")) == 0  # no time says which events are whose
+    assert set(sets.later("uu", "test").anchor_id) == set(range(18, 24)) | set(range(18))
     assert (sets.train("up").anchor_id < 18).all()

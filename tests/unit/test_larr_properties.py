@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from cofars_runs import valid_requests
-from larr_city import TEST_FROM, City, open_city
+from larr_city import TRAIN_TO, City, open_city
 from torch import Tensor
 
 from raysys.data.batch import Batch
@@ -35,7 +35,7 @@ from raysys.larr.online import Sentence
 from raysys.larr.packing import Packed, pack
 from raysys.larr.pairs import KINDS, PairConfig, PairSets
 from raysys.larr.pretrain import PretrainTask
-from raysys.larr.recall import retrieval
+from raysys.larr.recall import Retrieval, recalls, retrieval
 from raysys.larr.texts import SPECIAL_TOKENS
 from raysys.larr.tokens import TextTokens, append_end_token
 from raysys.layers.infonce import info_nce
@@ -226,7 +226,7 @@ def contrast(made: Path, world: World, chunk: int, even: bool) -> tuple[Contrast
     loader = PairLoader(
         log, pairs, tokens, batch_size=11, hard=2, row_tokens=ROW, chunk_tokens=chunk, seed=0
     )
-    asked = {kind: retrieval(sets, kind, 20, 40) for kind in KINDS}
+    asked = {kind: retrieval(sets, kind, "valid", 20, 40) for kind in KINDS}
     task = ContrastTask(
         model,
         weights=Weights(uu=0.5, pp=1.0, up=2.0),
@@ -309,6 +309,12 @@ def test_03_the_second_pass_drops_what_the_first_one_dropped() -> None:
     assert torch.equal(states[0], states[1])
 
 
+def test_03_recall_of_vectors_that_are_not_finite_is_an_error() -> None:
+    asked = Retrieval(["q"], ["a", "b"], np.array([0]), np.array([-1]), np.array([False]))
+    with pytest.raises(MetricError, match="not finite"):
+        recalls(np.full((1, 2), np.nan, np.float32), np.eye(2, dtype=np.float32), asked, (1,))
+
+
 # --- 4: nothing from the future ----------------------------------------------------------------
 
 
@@ -318,7 +324,8 @@ def test_04_a_users_text_holds_no_event_at_or_after_the_request(made: Path) -> N
     # The click on the place that is asked for is itself an event of the moment of the request.
     for pairs in (
         PairSets(log, PairConfig(), 0).train("up"),
-        PairSets(log, PairConfig(), 0).later("up"),
+        PairSets(log, PairConfig(), 0).later("up", "valid"),
+        PairSets(log, PairConfig(), 0).later("up", "test"),
     ):
         users = log.data.histories.users.to_pylist()
         by_user: dict[str, list[dict[str, Any]]] = {}
@@ -344,10 +351,10 @@ def test_04_statistics_of_training_pairs_ignore_later_days(made: Path, tmp_path:
     changed = City()
     rng = np.random.default_rng(5)
     for event in changed.events:
-        if event["ts"] >= TEST_FROM:
+        if event["ts"] >= TRAIN_TO:
             event |= dict(item_id=f"p{rng.integers(32)}", behaviour="order")
     for shown in changed.impressions:
-        if shown["split"] == "test":
+        if shown["split"] != "train":
             shown |= dict(clicks=shown["candidates"][-1:], orders=[])
     logs = open_city(made / "data"), open_city(changed.write(tmp_path / "d"))
     for config in (PairConfig(), PairConfig(uu="overlap", pp="brand", up="orders")):
@@ -370,7 +377,9 @@ def test_04_documents_of_stage_1_hold_no_held_out_place(made: Path) -> None:
     names = {log.places.label[row] for row in np.flatnonzero(log.held)}
     told = {text.split("<")[2].partition("> ")[2] for text in training_texts(log)}
     assert names and not names & told
-    assert {text.split("<")[2].partition("> ")[2] for text in held_out(log)} == names
+    parts = [held_out(log, part) for part in ("valid", "test")]
+    valid, test = ({text.split("<")[2].partition("> ")[2] for text in texts} for texts in parts)
+    assert valid and test and not valid & test and valid | test == names
 
 
 # --- 5 to 10: the scene vector -----------------------------------------------------------------

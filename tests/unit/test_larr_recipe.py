@@ -388,6 +388,11 @@ def test_faults_are_named(city: Path) -> None:
         with pytest.raises(ConfigError, match=words):
             tiny("ctr/larr", city, "larr.features=[{kind: context, name: mealtime, contexts: "
                  f"[mealtime], {over}}}]")  # fmt: skip
+    shared = tiny(
+        "ctr/larr", city, "vector_table=T", "scene_encoder.backbone=wheel:smollm2",
+    )  # fmt: skip
+    with pytest.raises(ConfigError, match="item/text is wanted of both encoder and scene_encoder"):
+        prepare_scene(shared, shared.larr, shared.scene_encoder, prepare(Dataset(city)))
     with pytest.raises(ConfigError, match="staged is to be had with ctr/larr only"):
         tiny("ctr/larr-cofars", city, "larr.training=staged")
     for over in ("larr.training=staged", "larr.placebo=random_vectors"):

@@ -148,6 +148,26 @@ def test_a_text_without_a_vector_is_counted_and_tried_again(
     assert (engine.texts, again.failed, again.distinct) == (["pea soup"], 0, 3)
 
 
+def test_a_vector_that_is_not_finite_costs_no_other_text_its_own(
+    data: Dataset, tmp_path: Path
+) -> None:
+    def overflows(texts: list[str]) -> np.ndarray:
+        out = np.stack([vector_of(text) for text in texts])
+        out[0] = np.nan
+        return out
+
+    def infinite(texts: list[str]) -> np.ndarray:
+        out = np.stack([vector_of(text) for text in texts])
+        out[-1] = 1e6  # beyond float16
+        return out
+
+    for number, (encode, dtype) in enumerate(((overflows, "float32"), (infinite, "float16"))):
+        table = tmp_path / f"t{number}"
+        first = embed_items(data, table, fields=("title",), encode=encode, dtype=dtype)
+        assert first.failed == 1 and "not finite" in first.faults[0]
+        assert len(VectorTable(table)) == first.llm_calls - 1 > 0
+
+
 def test_engine_that_dies_leaves_what_it_encoded(
     data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -147,6 +148,29 @@ def test_identity_changes_with_weights_config_and_tokenizer(tiny: dict[str, Path
         file.write_text(json.dumps({**json.loads(file.read_text()), "note": name}))
         seen.add(spec.identity().weights)
     assert len(seen) == 3
+
+
+def test_two_spellings_of_one_text_have_one_vector_as_they_have_one_key(
+    tiny: dict[str, Path],
+) -> None:
+    """Byte-level tokenizers tell composed and decomposed letters apart."""
+    for path in tiny.values():
+        encoder = TextEncoder(EncoderSpec(backbone=f"dir:{path}", max_tokens=16))
+        ids, _ = encoder.tokens_of(["caf\u00e9", "cafe\u0301"])
+        assert ids[0] == ids[1]
+
+
+def test_where_a_folder_lies_does_not_change_a_run_and_its_bytes_do(
+    tiny: dict[str, Path], tmp_path: Path
+) -> None:
+    one, two = list(tiny.values())[:2]
+    moved = shutil.copytree(one, tmp_path / "moved")
+    told = [
+        EncoderSpec(backbone=f"dir:{path}").model_dump(context={"identity": True})
+        for path in (one, moved, two)
+    ]
+    assert told[0] == told[1] != told[2]
+    assert EncoderSpec().model_dump(context={"identity": True}) == EncoderSpec().model_dump()
 
 
 def test_checksum_is_remembered_until_the_file_changes(tmp_path: Path) -> None:

@@ -25,7 +25,10 @@ from raysys.options import resolve
 from raysys.recipes.registry import recipe_of, run
 from raysys.training import InProcessReporter, InterruptedRunError
 
-SIZES = ["backbone={layers: 2, width: 32, heads: 1, vocab: 400}", "max_tokens=96", "row_tokens=96"]
+SIZES = [
+    "backbone={layers: 2, width: 32, heads: 1, vocab: 400}", "max_tokens=96", "row_tokens=96",
+    "holdout=0.2",
+]  # fmt: skip
 STAGE_1 = [*SIZES, "batch_rows=6", "train.lr=0.02", "train.epochs=4", "train.warmup_steps=2"]
 STAGE_2 = [
     *SIZES, "batch_size=12", "width=16", "chunk_tokens=384", "train.lr=0.01", "train.epochs=1",
@@ -69,7 +72,8 @@ def figures(run_dir: Path) -> dict[str, Any]:
 def test_pretraining_tells_menus_of_unseen_places_better(made: Path) -> None:
     found = figures(made / "one")
     assert found["after"]["menu_perplexity"] < 0.5 * found["before"]["menu_perplexity"]
-    assert found["held_out_places"] >= 3 and found["texts_cut"] == 0
+    assert found["held_out_places"] >= 2 and found["validation"]["menu_perplexity"] > 1
+    assert found["after"] != found["validation"] and found["texts_cut"] == 0
     verify_run(made / "one")
 
 
@@ -85,8 +89,8 @@ def test_the_hf_folder_of_stage_1_is_plain(made: Path) -> None:
 def test_contrastive_tuning_finds_more_than_the_model_before_it(made: Path) -> None:
     found = figures(made / "two")
     assert {"untuned-mean", "untuned-last"} == set(found["before"])
-    for kind in ("pp", "up"):
-        name = f"{kind}/recall@5"
+    # 20 to 45 questions each: few neighbours are left to be found among the five nearest.
+    for name in ("uu/recall@5", "pp/recall@1", "up/recall@5"):
         assert found["after"][name] > found["before"]["untuned-last"][name]
     assert found["after"]["effective_rank"] > 2
 

@@ -2,6 +2,8 @@
 
 import os
 import signal
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -141,6 +143,35 @@ def test_slow_engine_commits_by_the_clock(tmp_path: Path) -> None:
     with TableWriter(tmp_path / "t", HEADER3) as writer:
         fill(writer, keys, texts, toy, seconds_per_part=0.0)
     assert [len(part.keys) for part in VectorTable(tmp_path / "t").parts] == [1024, 1024, 952]
+
+
+def test_a_job_waits_for_a_writer_that_is_soon_done(tmp_path: Path) -> None:
+    inside = threading.Event()
+
+    def other() -> None:
+        with TableWriter(tmp_path / "t", TableHeader(width=WIDTH)):
+            inside.set()
+            time.sleep(0.3)
+
+    threading.Thread(target=other).start()
+    inside.wait()
+    with TableWriter(tmp_path / "t", TableHeader(width=WIDTH), wait_s=30) as writer:
+        writer.append(text_keys(IDENTITY, ["a"]), toy(["a"]))
+    sound(tmp_path / "t")
+
+
+def test_a_few_new_vectors_do_not_rewrite_the_index_of_many(tmp_path: Path) -> None:
+    put(tmp_path / "t", [f"text {n}" for n in range(400)], part=400)
+    before = (tmp_path / "t" / INDEX).stat().st_mtime_ns
+    put(tmp_path / "t", ["one more"])
+    assert (tmp_path / "t" / INDEX).stat().st_mtime_ns == before
+    table = VectorTable(tmp_path / "t")
+    assert not table.indexed
+    keys = text_keys(IDENTITY, ["one more", "text 7"])
+    assert np.array_equal(table.get(keys), toy(["one more", "text 7"]))
+    sound(tmp_path / "t")
+    put(tmp_path / "t", [f"again {n}" for n in range(100)], part=100)
+    assert VectorTable(tmp_path / "t").indexed
 
 
 def test_two_writers_are_refused_and_readers_are_not(tmp_path: Path) -> None:

@@ -15,15 +15,18 @@ from starlette.testclient import TestClient
 
 from raysys.artifacts.predictor import Predictor
 from raysys.errors import ArtifactError
+from raysys.larr import verbalise
 from raysys.larr.fit import scene_keys
-from raysys.larr.online import Sentence
+from raysys.larr.online import Sentence, learn_values
 from raysys.llm.encoder import EncoderSpec, TextEncoder
+from raysys.llm.parts import TableHeader
 from raysys.llm.vectors import VectorTable
+from raysys.llm.writer import TableWriter
 from raysys.recipes.registry import run
 from serve_apps.app import build
 from serve_apps.config import Scene, ServeConfig, load_config
 from serve_apps.gateway import Gateway
-from serve_apps.scene import SceneTexts
+from serve_apps.scene import SceneTexts, SceneWatch
 from serve_apps.schemas import RankAnswer, Stats
 from serve_apps.server import check_runs
 
@@ -66,6 +69,13 @@ def ask(http: TestClient, request: Any, **context: str | None) -> RankAnswer:
 
 def stats(http: TestClient) -> Stats:
     return Stats.model_validate(http.get("/v1/stats").json()["stats"]["ctr"])
+
+
+def watch(gateway: Gateway) -> SceneWatch:
+    """That of the fused ranker."""
+    found = gateway.backends["ctr"].rank.__self__.scene  # type: ignore[attr-defined]
+    assert isinstance(found, SceneWatch)
+    return found
 
 
 def scores(answer: RankAnswer) -> dict[str, float]:
@@ -147,8 +157,62 @@ def test_an_encoder_that_fails_fails_no_request(root: Path) -> None:
         end = time.monotonic() + 20
         while stats(http).scene.failed < 1 and time.monotonic() < end:
             time.sleep(0.02)
-        ask(http, request, weather=HEATED)  # is queued once more
+        ask(http, request, weather=HEATED)  # too soon: it costs nobody anything
+        found = stats(http).scene
+        assert (found.queued, found.failed, found.dropped) == (1, 1, 0)
+        (asked,) = watch(gateway)._asked.values()
+        assert asked.failures == 1
+        asked.not_before = 0.0  # a while later
+        ask(http, request, weather=HEATED)
+        while stats(http).scene.failed < 2 and time.monotonic() < end:
+            time.sleep(0.02)
         assert stats(http).scene.queued == 2
+        assert asked.not_before > time.monotonic() + 1.0  # and later each time
+
+
+def test_a_request_that_does_not_fit_is_refused_before_its_scene_is_read(root: Path) -> None:
+    gateway = Gateway(config(root, fused=True))
+    (request,) = valid_requests(root / "city", 1)
+    body = request.model_dump(mode="json", exclude_none=True)
+    body["ts"] = 5  # no time in µs
+    with TestClient(gateway.__serve_build_asgi_app__()) as http:
+        assert http.post("/v1/ctr/rank", json=body).status_code == 422
+        assert stats(http).scene.lookups == 0
+
+
+def test_a_value_of_too_many_combinations_costs_no_other_value_its_vector(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    predictor = Predictor.load(root / "larr")
+    lookup = predictor.model.scene
+    sizes = [feature.cardinality for feature in predictor.codec.features]
+    names = list(predictor.codec.names)
+    most = max(sizes)
+    monkeypatch.setattr(verbalise, "MAX_COMBINATIONS", most)
+    largest = names[sizes.index(most)]
+    small = next(name for name, size in zip(names, sizes, strict=True) if size < most)
+    told = [
+        Sentence(name, f"scene.{name}@1", f"It is new {name}.", {name: f"new {name}"})
+        for name in (largest, small)
+    ]
+    learned = learn_values(predictor, told, np.ones((2, lookup.width), np.float32))
+    assert learned == [False, True]
+    assert not lookup.known(largest, told[0].text) and lookup.known(small, told[1].text)
+    (request,) = valid_requests(root / "city", 1)
+    predictor.score([request])
+
+
+def test_what_could_not_be_stored_is_stored_with_the_next(root: Path, tmp_path: Path) -> None:
+    texts = SceneTexts(Scene(table=tmp_path / "t"), root / "larr")
+    first, second = (Sentence("w", "scene.w@1", f"It is {w}.", {}) for w in ("dull", "bright"))
+    with TableWriter(tmp_path / "t", TableHeader(width=384)):
+        texts._encode([first])
+    texts._encode([second])
+    keys = scene_keys(texts.identity, ["scene.w@1"] * 2, [first.text, second.text])
+    found = VectorTable(tmp_path / "t").get(keys)
+    np.testing.assert_allclose(
+        found, TextEncoder(EncoderSpec())([first.text, second.text]), atol=1e-6
+    )
 
 
 def test_the_graph_is_wired_with_its_encoder(root: Path) -> None:

@@ -38,8 +38,12 @@ def test_every_arm_is_a_valid_recipe_and_differs_in_what_it_is_named_for() -> No
     configs: dict[str, Any] = {}
     for arm in found:
         assert arm.tuned_as is None or arm.tuned_as in tuned
-        for point in arm.tries or ({},):
+        of = next(other for other in found if other.name == (arm.tuned_as or arm.name))
+        for point in of.tries:
             configs[arm.name] = arm.config(BASE, point, 0, {"data": "D"})
+    # Whatever it was tuned to, no arm is another one under a second name.
+    told = [config.model_dump_json() for config in configs.values()]
+    assert len(set(told)) == len(told)
     larr = {name: c for name, c in configs.items() if isinstance(c, LarrRecipe)}
     backbones = {name: config.scene_encoder.backbone for name, config in larr.items()}
     assert backbones.pop("larr-no-cpt") == "dir:A" and backbones.pop("larr-no-cl") == "dir:B"
@@ -52,6 +56,9 @@ def test_every_arm_is_a_valid_recipe_and_differs_in_what_it_is_named_for() -> No
     }  # fmt: skip
     assert configs["larr-eta-0"].larr.alignment.weight == 0
     assert configs["single-pass"].larr.single_pass
+    assert configs["single-pass"].larr.features == configs["larr"].larr.features
+    # Item texts are known to all of them or to none.
+    assert {config.features.vectors for config in configs.values()} == {("text",)}
     assert {"no-scene", "dcnv2", "din", "sim", "twin"} == set(configs) - set(larr)
     assert configs["no-scene"].features.contexts == ()
     assert configs["sim-m"].model.retriever == configs["sim"].model.retriever
@@ -105,14 +112,16 @@ def test_slices_are_those_of_a_scan(city: Path) -> None:
 def found_with(**words: str) -> dict[str, Any]:
     """Claims that are all shown, but for those that are given."""
     every = ("no-scene", "din", "dcnv2", "single-pass", "larr-random", "larr-no-cpt")
+    none = "non-inferiority not shown"
+    asked = [(f"larr better than {o}", words.get(o.replace("-", "_"), "supported")) for o in every]
+    asked += [
+        (f"{other} not worse than larr", words.get(f"as_{other.replace('-', '_')}", none))
+        for other in every[-2:]
+    ]
     return {
         "claims": [
-            {
-                "claim": f"larr better than {other} in {metric}",
-                "verdict": words.get(other.replace("-", "_"), "supported"),
-                "reason": "",
-            }
-            for other in every
+            {"claim": f"{claim} in {metric}", "verdict": verdict, "reason": ""}
+            for claim, verdict in asked
             for metric in ("auc", "gauc_mean@user")
         ],
         "leak_tests": {"overlap": {"passed": None}, "candidate_permutation": {"passed": True}},
@@ -147,7 +156,9 @@ def test_the_words_are_those_of_the_specification() -> None:
     none = "no difference shown"
     assert words_of({"data": found_with()}) == "supported"
     random = words_of({"data": found_with(larr_random=none, dcnv2=none)})
-    assert random == "refuted: a random vector per value does as well"
+    assert random == "not supported: better than a random vector per value is not shown"
+    alike = found_with(larr_random=none, as_larr_random="not inferior")
+    assert words_of({"data": alike}) == "refuted: a random vector per value does as well"
     for control in ("dcnv2", "single_pass"):
         words = words_of({"data": found_with(**{control: none})})
         assert words == "scene helps, not shown that text does"
@@ -174,11 +185,26 @@ def test_the_words_are_those_of_the_specification() -> None:
 
 
 def test_stages_are_judged_only_where_encoders_without_them_are_given() -> None:
-    result = {"data": found_with(larr_no_cpt="no difference shown")}
+    none = "no difference shown"
+    result = {"data": found_with(larr_no_cpt=none)}
     assert stages(result, "wheel:minilm", {}) == "not tested, the encoder is off the shelf"
     assert stages(result, "dir:E", {}) == "not tested, no encoder without them was given"
-    assert stages(result, "dir:E", {"no-cpt": "dir:A"}) == "unsupported: as good is no-cpt"
-    assert stages({"data": found_with()}, "dir:E", {"no-cpt": "dir:A"}) == "supported"
+    for words, expected in (
+        ({}, "supported"),
+        ({"larr_no_cpt": none}, "no-cpt: no difference shown"),
+        ({"larr_no_cpt": "no verdict"}, "no-cpt: no verdict"),
+        (
+            {"larr_no_cpt": none, "as_larr_no_cpt": "not inferior"},
+            "no-cpt: unsupported, as good without",
+        ),
+    ):
+        assert stages({"data": found_with(**words)}, "dir:E", {"no-cpt": "dir:A"}) == expected
+    planted = {**found_with(), "planted": True}
+    said = stages({"data": planted}, "dir:E", {"no-cpt": "dir:A"})
+    assert said == "supported on planted data"
+    leaking = {**found_with(), "leak_tests": {"overlap": {"passed": False}}}
+    said = stages({"data": leaking}, "dir:E", {"no-cpt": "dir:A"})
+    assert said == "not to be trusted: overlap failed"
 
 
 @pytest.mark.slow
