@@ -13,6 +13,7 @@ import numpy as np
 
 from bench.cofars_arms import CANDIDATE_AWARE, PLACEBOS, arms, claims
 from bench.cofars_recovery import recovery
+from bench.fair.arms import Arm
 from bench.fair.leaks import leaks_of
 from bench.fair.report import tables, write_page
 from bench.fair.results import (
@@ -53,6 +54,7 @@ def run(
     window: int | None = None,
     category: str | None = None,
     max_core_hours: float = 4.0,
+    only: list[str] | None = None,
     replicates: int = REPLICATES,
 ) -> Figures:
     """Every arm with its figures, every claim with its intervals and words.
@@ -62,10 +64,13 @@ def run(
     two folders. On `placebo` only the arms run that a claim names.
     window: the newest events that arms which search or pool the history see; by default as many
     as the longest history has, 10,000 at most. With a smaller one these arms know less than
-    CoFARS, and the verdict says so. category: the item field of SIM's hard search.
+    CoFARS, and the verdict says so. category: the item field of SIM's hard search. only: names of
+    arms, cofars among them, if a question about these is all that is asked, say with more seeds
+    and users; there is no verdict on the whole then.
 
     Raises:
-        ConfigError: no config of `ctr/cofars`, or `out` holds a study with other options.
+        ConfigError: no config of `ctr/cofars`, an unknown arm, or `out` holds a study with other
+            options.
         RaysysError: what a training raised.
     """
     base = load_yaml(Path(config))
@@ -85,7 +90,7 @@ def run(
             continue
         prepared = prepare(Dataset(folder))
         seen, beyond = seen_of(prepared, users, window)
-        studied = arms(base, seen, category)
+        studied = _wanted(arms(base, seen, category), only)
         if name == "placebo":
             # No claim asks for the others where the law is off.
             studied = [arm for arm in studied if arm.named]
@@ -100,8 +105,22 @@ def run(
         )
         result[name] = found
         write_page(found, where, "cofars", found["headline"])
-    result["verdict"] = _verdict(result)
+    result["verdict"] = _verdict(result) if only is None else _part(result["data"])
     return result
+
+
+def _wanted(every: list[Arm], only: list[str] | None) -> list[Arm]:
+    if only is None:
+        return every
+    names = [arm.name for arm in every]
+    unknown = [name for name in only if name not in names]
+    if unknown or "cofars" not in only:
+        raise ConfigError(f"only={only}: cofars and others of {', '.join(names)}")
+    chosen = [arm for arm in every if arm.name in only]
+    lacking = [arm for arm in chosen if arm.tuned_as not in (None, *only)]
+    if lacking:
+        raise ConfigError(f"only: {lacking[0].name} is tuned as {lacking[0].tuned_as}; name it too")
+    return chosen
 
 
 def markdown(result: Figures) -> str:
@@ -126,10 +145,13 @@ def _reported(
     contexts = base["cofars"]["contexts"]["features"]
     support = base["cofars"]["preferences"].get("support", 30)
     parts = slices(data, study.systems["cofars"].rows[0][""], contexts, support)
+    rivals = [name for name in CANDIDATE_AWARE if name in study.systems]
     rival = max(
-        CANDIDATE_AWARE, key=lambda name: float(np.mean(list(study.validation[name].values())))
+        rivals,
+        key=lambda name: float(np.mean(list(study.validation[name].values()))),
+        default=CANDIDATE_AWARE[0],
     )
-    asked = claims(rival, metrics_of(data))
+    asked = [c for c in claims(rival, metrics_of(data)) if {c.a, c.b} <= study.systems.keys()]
     found, judged = results(study, data, SUBJECT, asked, parts, scores, replicates)
     return {
         **found,
@@ -158,6 +180,18 @@ def _verdict(result: Figures) -> str:
         return f"not to be trusted: {leak} failed"
     words = _words(found, result.get("placebo"))
     return f"{beside_baselines(found, 'cofars')}; {words}{cut_short(found)}"
+
+
+def _part(found: Figures) -> str:
+    """What is said of a study of some arms."""
+    leak = failed_leak(found)
+    if leak is not None:
+        return f"not to be trusted: {leak} failed"
+    shown = [row for row in found["claims"] if row["verdict"] in ("supported", "not inferior")]
+    return (
+        f"no verdict on the whole, only {', '.join(found['arms'])} were run: "
+        f"{len(shown)} of the {len(found['claims'])} claims about them are shown"
+    )
 
 
 def _words(found: Figures, placebo: Figures | None) -> str:

@@ -126,8 +126,11 @@ def gains(
     systems: dict[str, System], subject: Subject, metrics: Sequence[str]
 ) -> dict[str, dict[str, Any]]:
     """Gains of each placebo beside the subject's; whether they are under half of it, in all
-    metrics."""
-    wanted = (subject.name, subject.over, *subject.placebos)
+    metrics. Those that were not run are left out."""
+    if subject.over not in systems:
+        return {}
+    placebos = [arm for arm in subject.placebos if arm in systems]
+    wanted = (subject.name, subject.over, *placebos)
     means = {arm: {m: v.mean for m, v in values(systems[arm], metrics).items()} for arm in wanted}
     gain = {arm: {m: means[arm][m] - means[subject.over][m] for m in metrics} for arm in wanted}
     own = gain[subject.name]
@@ -138,7 +141,7 @@ def gains(
             "of": own,
             "below_half": all(gain[arm][m] < own[m] / 2 for m in metrics),
         }
-        for arm in subject.placebos
+        for arm in placebos
     }
 
 

@@ -9,16 +9,18 @@ import pytest
 import yaml
 
 from bench import cofars_fair
-from bench.cofars_arms import CANDIDATE_AWARE, PLACEBOS
+from bench.cofars_arms import CANDIDATE_AWARE, PLACEBOS, arms
 from bench.fair import study as study_module
 from bench.fair.results import gains as gains_of
 from raysys.data.mapping import LocalMapper
 from raysys.data.world import Effects, WorldConfig, make_world
+from raysys.errors import ConfigError
 from raysys.metrics import ScoredRows
 from raysys.metrics.compare import System
 from raysys.options import load_yaml
 
 METRIC = "gauc_mean@user"
+CONFIG = Path(cofars_fair.__file__).parents[1] / "raysys/configs/ctr/cofars-small.yaml"
 
 
 def claim(other: str, verdict: str, reason: str = "") -> dict[str, Any]:
@@ -120,6 +122,35 @@ def test_the_words_of_the_verdict(
 ) -> None:
     result = {"data": data} | ({} if placebo is None else {"placebo": placebo})
     assert cofars_fair._verdict(result) == words
+
+
+def test_a_part_of_the_study_says_that_it_is_one() -> None:
+    claims = [claim("counted-js", "supported"), claim("counted-js", "no difference shown")]
+    part = found(arms={"cofars": {}, "counted-js": {}}, claims=claims)
+    assert cofars_fair._part(part) == (
+        "no verdict on the whole, only cofars, counted-js were run: 1 of the 2 claims about them "
+        "are shown"
+    )
+    leaking = found(leak_tests={"overlap": {"passed": False}})
+    assert cofars_fair._part(leaking) == "not to be trusted: overlap failed"
+
+
+@pytest.mark.parametrize(
+    ("only", "words"),
+    [
+        (["recent"], "cofars and others of recent, "),
+        (["cofars", "sim"], "cofars and others of"),
+        (["cofars", "cofars-inner"], None),
+    ],
+)
+def test_arms_are_named_as_they_are_called(only: list[str], words: str | None) -> None:
+    every = arms(load_yaml(CONFIG), 100)
+    if words is None:
+        assert [arm.name for arm in cofars_fair._wanted(every, only)] == only
+        assert cofars_fair._wanted(every, None) == every
+        return
+    with pytest.raises(ConfigError, match=words):
+        cofars_fair._wanted(every, only)
 
 
 def test_a_placebo_is_below_half_only_if_it_is_in_every_metric() -> None:
