@@ -1,7 +1,7 @@
 """`raysys tune larr`: alignment, scene encoder and rates of `ctr/larr`, by downstream gauc.
 
-The loss weights of stage 2 are not here: its encoder is made once, by a recipe of its own, and
-given as `scene_encoder.backbone=dir:RUN/hf`.
+Stage 2 has a space of its own, `larr_contrast`; its encoder is given as
+`scene_encoder.backbone=dir:RUN/hf`.
 """
 
 from tune_spaces.runner.space import Choice, Real, Space
