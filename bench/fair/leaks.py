@@ -1,5 +1,6 @@
 """Leak tests of a study: the suite on one arm, which is also trained again on shuffled labels."""
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +22,7 @@ from raysys.recipes.evaluate import audit_of, group_key
 from raysys.recipes.split_scorer import SplitScorer
 
 Ints = npt.NDArray[np.int64]
+_SHUFFLES = 5
 
 
 def leaks_of(
@@ -61,18 +63,25 @@ def leak_tests(
     rows = log.rows(np.sort(np.concatenate([log.of("train"), log.of("valid")])))
     labels = (log.click[rows] + log.order[rows]).astype(np.int64)
 
+    numbers = itertools.count()
+
     def again(shuffled: npt.ArrayLike) -> Floats:
-        folder = out / "shuffled" / "data"
+        number = next(numbers)
+        folder = out / "shuffled" / f"data-{number}"
         if not folder.is_dir():
             write_labels(data.dataset, folder, np.asarray(shuffled))
         given: Point = {**study.tuning_size, "data": str(folder)}
         config = arm.config(base, study.chosen[arm.name], 0, given)
-        cell = Cell(out / "shuffled" / arm.name, config, "test", users)
+        cell = Cell(out / "shuffled" / f"{arm.name}-{number}", config, "test", users)
         train_all([cell], "shuffled labels")
         return scores_of(cell).score
 
     # Slates hold several clicks: how many would survive a shuffle within them.
-    training = Training(again, labels, np.arange(len(labels)), within_groups=False)
+    # One model may find a direction by chance, and where taste is strong it then ranks far from
+    # 0.5 either way; a leak leads every shuffle to the same side.
+    training = Training(
+        again, labels, np.arange(len(labels)), repeats=_SHUFFLES, within_groups=False
+    )
     audit = replace(audit_of(data, scorer, dict(scores)), training=training)
     return run_suite(scorer.rows, group_key(data), audit)
 
