@@ -72,7 +72,7 @@ def arms(base: dict[str, Any], window: int, category: str | None = None) -> list
     chosen = [
         arm("recent", {"model.history_length": k}),
         arm("recent-plain", {"model.history_length": k, "features.contexts": []}),
-        arm("random", {kind: "random", "model.retriever.k": k}, named=False),
+        arm("random-k", {kind: "random", "model.retriever.k": k}, named=False),
         arm("exact", {**where, kind: "exact"}, ("model.retriever.least", (max(1, k // 5), k))),
         arm("counted-js", counted, ("model.retriever.share", (0.1, 0.3))),
         arm("sim-hard", {**found, kind: "sim-hard", "model.retriever.category": field}),

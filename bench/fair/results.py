@@ -10,6 +10,7 @@ from bench.fair.judge import Claim, Judged, differences, judge, part, values
 from bench.fair.slices import Mask
 from bench.fair.study import Study
 from raysys.data.prepared import Prepared
+from raysys.errors import ConfigError
 from raysys.metrics import gap_share
 from raysys.metrics.baselines import GBDT, baseline_metrics, compute_baselines, oracle_scores
 from raysys.metrics.blocks import Floats
@@ -48,6 +49,9 @@ def results(
     """Figures of a finished study, and its claims judged.
 
     parts: rows [N] of the test by slice. scores: see `cheap`.
+
+    Raises:
+        ConfigError: an arm is called like a baseline.
     """
     name = subject.name
     metrics = metrics_of(data)
@@ -59,6 +63,9 @@ def results(
         shown.append("auc_ctcvr")
     judged = judge(claims, study.systems, parts, effect=EFFECT, replicates=replicates)
     others = {other: s for other, s in study.systems.items() if other != name}
+    both = sorted(scores.keys() & study.systems.keys())
+    if both:
+        raise ConfigError(f"{both[0]} is the name of an arm and of a baseline; rename the arm")
     others |= {rule: constant(rule, values, own) for rule, values in scores.items()}
     minus = differences(own, others, shown[:3], replicates=replicates)
     rules = baseline_metrics(first, scores, metrics)

@@ -13,6 +13,7 @@ from bench.fair.arms import Arm
 from bench.fair.judge import Claim, judge
 from bench.fair.leaks import leak_tests, write_labels
 from bench.fair.report import write_page
+from bench.fair.results import cheap
 from bench.fair.slices import slices
 from bench.fair.study import Sizes, run_study
 from raysys.data.dataset import Dataset
@@ -135,6 +136,14 @@ def test_other_labels_change_nothing_but_labels(world: Path, tmp_path: Path) -> 
     assert Dataset(tmp_path / "own").table("impressions").equals(data.table("impressions"))
 
 
+def test_no_arm_is_called_like_a_baseline(world: Path) -> None:
+    """They stand side by side in one table."""
+    rules = set(cheap(prepare(Dataset(world)), 20))
+    found = arms(load_yaml(Path("raysys/configs/ctr/cofars-small.yaml")), 200)
+    assert {"random", "popularity", "oracle"} <= rules
+    assert not rules & {arm.name for arm in found}
+
+
 @pytest.mark.slow
 def test_leak_tests_train_again_without_labels(
     world: Path, here: list[int], tmp_path: Path
@@ -227,7 +236,7 @@ def test_every_arm_of_cofars_is_a_valid_recipe() -> None:
             lengths[arm.name] = retriever.gathered if retriever else model.history_length
     # One K for all that choose K events, one window for all that search.
     k = base["cofars"]["lists"]["events"]
-    chosen = {"recent", "recent-plain", "random", "exact", "counted-js"}
+    chosen = {"recent", "recent-plain", "random-k", "exact", "counted-js"}
     assert {lengths[name] for name in chosen} == {k}
     searched = {"sim-hard", "sim-soft", "eta", "sdim", "twin", "full", "dcnv2", "finalmlp"}
     assert {lengths[name] for name in searched} == {200}
