@@ -22,5 +22,5 @@ def space() -> Space:
             "tuning.lora.rank": Choice(values=(4, 8, 16, 32)),
             "width": Choice(values=(64, 128, 256)),  # d_e
         },
-        defaults={"tuning": {"method": "lora"}, "baselines": ()},
+        defaults={"tuning": {"method": "lora"}, "baselines": []},
     )

@@ -130,6 +130,7 @@ def test_lists_grow_by_later_events(world: Path, own: Path, tmp_path: Path) -> N
     assert arrays(folder) == whole
 
 
+@pytest.mark.slow
 def test_grown_histories_are_served_with_and_without_their_lists(
     world: Path, own: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

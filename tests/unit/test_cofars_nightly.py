@@ -60,6 +60,7 @@ def by_hand(data: Planted, pointers: Pointers, request: int) -> bool:
     return end in data.past.start[1:] and pointers.context[request].tolist() in own
 
 
+@pytest.mark.slow
 @settings(max_examples=15)
 @given(
     seed=st.integers(0, 300),

@@ -374,6 +374,7 @@ def test_the_ranker_begins_as_without_a_selector_and_leaves_it_alone(
         torch.testing.assert_close(model[name], values, rtol=0, atol=1e-9)
 
 
+@pytest.mark.slow
 def test_without_the_full_loss_similarity_alone_selects(world: Path, tmp_path: Path) -> None:
     learned(tiny(world, "selector.train=null", "train.max_steps=1"), tmp_path)
     weights = load_file(tmp_path / "model.safetensors")

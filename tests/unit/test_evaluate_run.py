@@ -203,6 +203,7 @@ def test_bad_input_leaves_nothing(tmp_path: Path) -> None:
     assert not (run / "metrics.json").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["food", "news"])
 def test_a_world_shows_its_oracle_and_the_gap(tmp_path: Path, kind: str) -> None:
     make_world(WorldConfig(kind=kind, users=60, days=20, seed=3), tmp_path / "data", LocalMapper())

@@ -271,6 +271,7 @@ def same(found: dict[str, Any], wanted: dict[str, Any], start: dict[str, Tensor]
     assert found["metrics"] == pytest.approx(wanted["metrics"], abs=0.02)
 
 
+@pytest.mark.slow
 def test_03_chunks_of_any_size_give_the_gradient_of_the_whole_batch(
     made: Path, tmp_path: Path
 ) -> None:

@@ -98,6 +98,7 @@ def test_truncated_texts_are_counted() -> None:
     assert (encoder.texts, encoder.truncated, encoder.tokens) == (4, 2, 16 * 3 + 3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("model", "pooling"), [("bert", "mean"), ("bert", "cls"), ("bert", "last"), ("llama", "last")]
 )

@@ -74,6 +74,7 @@ def test_one_override_keeps_the_other_defaults_of_the_recipe() -> None:
     assert config.train.early_stopping == kind.model_fields["train"].default.early_stopping
 
 
+@pytest.mark.slow
 def test_the_road_trains_resumes_evaluates_and_refuses_damage(world: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     config = resolve(recipe_of("ctr/din"), None, TINY, {"data": str(world)})
@@ -183,6 +184,7 @@ def sparse_or_not(world: Path, sparse: bool, recipe: str = "ctr/din", **more: An
     return resolve(recipe_of(recipe), None, over, {"data": str(world)})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recipe", ["ctr/din", "ctr/dcnv2", "ctr/finalmlp"])
 def test_sparse_embeddings_take_the_first_step_of_dense_ones_and_then_rest(
     world: Path, tmp_path: Path, recipe: str

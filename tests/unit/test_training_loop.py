@@ -83,6 +83,7 @@ def where(folder: Path) -> list[tuple[Any, ...]]:
     return [(line["kind"], line["step"], line["loss"]) for line in lines(folder)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sparse", [False, True])
 @pytest.mark.parametrize("accumulation", [1, 3])
 def test_stopped_anywhere_and_resumed_is_bitwise_undisturbed(
@@ -120,6 +121,7 @@ def test_a_crash_between_checkpoints_repeats_no_line(tmp_path: Path) -> None:
     assert where(tmp_path / "cut") == where(tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_a_damaged_newest_checkpoint_costs_steps_not_bits(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -165,6 +167,7 @@ def test_same_seed_same_weights_other_seed_other_weights(tmp_path: Path) -> None
     assert shas[0] == shas[1] != shas[2]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sparse", [False, True])
 def test_accumulation_does_not_change_the_gradient(tmp_path: Path, sparse: bool) -> None:
     weights = []

@@ -95,6 +95,7 @@ def test_a_stopped_trial_was_worse_than_the_cut_at_its_rung(tmp_path: Path) -> N
     assert stops
 
 
+@pytest.mark.slow
 def test_the_search_learns(tmp_path: Path) -> None:
     """Its later suggestions are better than its first, random ones, also where less is better."""
     for mode, sign in (("max", 1), ("min", -1)):

@@ -158,6 +158,7 @@ def recomputed_joint(path: Path, config: WorldConfig) -> tuple[np.ndarray, np.nd
     return np.array(joint), np.array(repeats)
 
 
+@pytest.mark.slow
 def test_property_07_nothing_after_an_impression_tells_about_it(food: Path, news: Path) -> None:
     """The law at a request can be computed again from what was logged before it."""
     joint, repeats = recomputed_joint(food, FOOD)
@@ -248,6 +249,7 @@ def test_both_kinds_know_the_same_users(food: Path, news: Path) -> None:
     assert here["user_id"].slice(0, len(there)).equals(there["user_id"])
 
 
+@pytest.mark.slow
 def test_words_switch(food: Path, tmp_path: Path) -> None:
     off = make(FOOD.model_copy(update={"effects": Effects(words=False)}), tmp_path / "w")
     city = build_world(FOOD).law
@@ -283,6 +285,7 @@ def test_new_words_tell_the_weather_only_where_words_have_a_law(tmp_path: Path) 
         assert np.mean(agree) == (1 if law else pytest.approx(0.25, abs=4 * error))
 
 
+@pytest.mark.slow
 def test_joint_behaviour_switch(tmp_path: Path) -> None:
     for law in (True, False):
         config = WorldConfig(**{**TINY, "users": 150}, effects={"joint_behaviour": law})
@@ -294,6 +297,7 @@ def test_joint_behaviour_switch(tmp_path: Path) -> None:
         assert terms_of(path)["joint"].any() == law
 
 
+@pytest.mark.slow
 def test_taste_switch(tmp_path: Path) -> None:
     path = make(WorldConfig(**TINY, effects={"taste": False}), tmp_path / "w")
     assert not terms_of(path)["taste"].any()
@@ -301,6 +305,7 @@ def test_taste_switch(tmp_path: Path) -> None:
     assert not terms_of(path)["topic"].any()
 
 
+@pytest.mark.slow
 def test_context_switch(tmp_path: Path, figures: dict[str, Any]) -> None:
     """Without the context law each user has one prototype, and contexts tell no prototype."""
     config = WorldConfig(users=200, days=40, seed=11, truth_terms=True, effects={"context": False})
@@ -313,6 +318,7 @@ def test_context_switch(tmp_path: Path, figures: dict[str, Any]) -> None:
     assert terms_of(path)["prototype"].std() > 0.8  # variance stays
 
 
+@pytest.mark.slow
 def test_entity_switch(news: Path, tmp_path: Path) -> None:
     assert terms_of(news)["entity"].any()
     off = make(WorldConfig(kind="news", **TINY, effects={"entity": False}), tmp_path / "w")

@@ -14,6 +14,7 @@ train: {epochs: 1}
 """
 
 
+@pytest.mark.slow
 def test_share_and_second_call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAYSYS_CACHE", str(tmp_path / "cache"))
     (tmp_path / "tiny.yaml").write_text(TINY)
