@@ -122,10 +122,11 @@ class Ranking:
         fallback: str | None,
     ) -> bytes:
         rows = self.predictor.run.catalogue.rows(request.candidates)
-        because = retrieval = None
+        because = retrieval = personas = None
         if request.explain and fallback is None:
             because = self.predictor.explain([request])[0]
             retrieval = self.predictor.explain_retrieval([request])[0]
+            personas = self.predictor.explain_persona([request])[0]
         items = []
         for index in np.argsort(-score, kind="stable")[: request.top_k].tolist():
             item: dict[str, Any] = dict(
@@ -138,6 +139,8 @@ class Ranking:
             )
             if because is not None:
                 item["explanation"] = [event._asdict() for event in because[index]]
+            if personas is not None:
+                item["persona"] = personas[index]
             items.append(item)
         body = dict(
             request_id=request.request_id,

@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
+from raysys.artifacts.persona import PersonaExplanation
 from raysys.artifacts.retrieval import RetrievalExplanation
 from raysys.data.requests import MAX_ID, Request
 from serve_apps.config import Limits
@@ -43,7 +44,8 @@ class EventWeight(BaseModel):
 class RankedItem(BaseModel):
     """One candidate. The probabilities are null where the model gives none.
 
-    known: whether the model's catalogue has the item; others are ranked as new ones.
+    known: whether the model's catalogue has the item; others are ranked as new ones. persona: the
+    score in parts by entity, with `explain`, where the model has personas.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -54,6 +56,7 @@ class RankedItem(BaseModel):
     p_click: float | None
     p_order: float | None
     explanation: list[EventWeight] | None = None
+    persona: PersonaExplanation | None = None
 
 
 class RankAnswer(BaseModel):

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from bench.fair.judge import Claim, Judged, differences, judge, part, values
 from bench.fair.slices import Mask
@@ -25,11 +26,17 @@ _LONGEST = 10_000  # events that a searching arm may see
 
 @dataclass(frozen=True)
 class Subject:
-    """What a study is about: the arm, the arm that gains are counted from, and its placebos."""
+    """What a study is about: the arm, the arm that gains are counted from, and its placebos.
+
+    metrics: that claims are about, by default those of `metrics_of`, the first gauc the headline;
+    shown: those of the table of arms, by default these, a weighted one and calibration.
+    """
 
     name: str
     over: str
     placebos: tuple[str, ...]
+    metrics: tuple[str, ...] = ()
+    shown: tuple[str, ...] = ()
 
 
 def metrics_of(data: Prepared) -> tuple[str, str]:
@@ -54,13 +61,15 @@ def results(
         ConfigError: an arm is called like a baseline.
     """
     name = subject.name
-    metrics = metrics_of(data)
-    headline = metrics[1]
+    metrics = subject.metrics or metrics_of(data)
+    headline = next(metric for metric in metrics if metric.startswith("gauc_mean"))
     own = study.systems[name]
     first = own.rows[0][""]
-    shown = [*metrics, headline.replace("mean", "weighted"), "logloss"]
-    if 0 < int(first.order.sum()) < len(first):
-        shown.append("auc_ctcvr")
+    shown = [*subject.shown]
+    if not shown:
+        shown = [*metrics, headline.replace("mean", "weighted"), "logloss"]
+        if 0 < int(first.order.sum()) < len(first):
+            shown.append("auc_ctcvr")
     judged = judge(claims, study.systems, parts, effect=EFFECT, replicates=replicates)
     others = {other: s for other, s in study.systems.items() if other != name}
     both = sorted(scores.keys() & study.systems.keys())
@@ -224,13 +233,16 @@ def cut_short(found: Mapping[str, Any]) -> str:
     )
 
 
-def cheap(data: Prepared, users: int) -> Scores:
-    """Scores [N] of the cheap baselines and, on planted worlds, of the oracle, on the test rows."""
+def cheap(data: Prepared, users: int, vectors: npt.NDArray[np.float32] | None = None) -> Scores:
+    """Scores [N] of the cheap baselines and, on planted worlds, of the oracle, on the test rows.
+
+    vectors: [2 + items, D] frozen text vectors, for the baselines that read them.
+    """
     log = data.impressions
     every = log.of("test")
     chosen = chosen_impressions(data, "test", users)
     rows = np.isin(np.repeat(every, np.diff(log.offsets)[every]), chosen)
-    scores = dict(compute_baselines(data, "test", seed=0))
+    scores = dict(compute_baselines(data, "test", seed=0, vectors=vectors))
     oracle = oracle_scores(data, "test")
     if oracle is not None:
         scores["oracle"] = oracle

@@ -95,6 +95,31 @@ def scene_slices(
     return {name: mask for name, mask in out.items() if mask.any()}
 
 
+def news_slices(data: Prepared, rows: ScoredRows) -> dict[str, Mask]:
+    """Rows [N] by name: clicks before the request, candidates that name no entity, requests whose
+    newest 50 clicks name none, and news that training never showed."""
+    log = data.impressions
+    owner = _owners(data, rows)
+    length = (log.end - log.start)[owner]
+    named = pc.list_value_length(data.dataset.table("items", ["entities"])["entities"])
+    has = np.concatenate([[False] * FIRST, named.fill_null(0).to_numpy() > 0])
+    item = pc.index_in(rows.item.values, value_set=data.item_ids).to_numpy()[rows.item.codes]
+    start = np.maximum(log.start, log.end - 50)
+    before = np.concatenate([[0], np.cumsum(has[data.histories.item])])
+    told = (before[log.end] - before[start])[owner] > 0
+    fresh = training_item_counts(data)[FIRST:] == 0
+    out = {
+        "no clicks": length == 0,
+        "clicks 1-10": (length > 0) & (length <= 10),
+        "clicks 11-50": (length > 10) & (length <= 50),
+        "clicks>50": length > 50,
+        "clicks without entities": (length > 0) & ~told,
+        "candidate without entities": ~has[FIRST + item],
+        "news unseen in training": fresh[item],
+    }
+    return {name: mask for name, mask in out.items() if mask.any()}
+
+
 def _owners(data: Prepared, rows: ScoredRows) -> Ints:
     """The impression [N] of each row."""
     owner = pc.index_in(rows.impression.values, value_set=data.impressions.ids).to_numpy()

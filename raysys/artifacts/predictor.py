@@ -10,6 +10,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import torch
 
+from raysys.artifacts.persona import PersonaExplanation
 from raysys.artifacts.retrieval import RetrievalExplanation
 from raysys.artifacts.run import LoadedRun, load_run, request_fit
 from raysys.data.batch import Batch, Collator, Pointers
@@ -206,6 +207,22 @@ class Predictor:
             found = self.model.explain_retrieval(chunk.pointers, chunk.collate, self.run.catalogue)
             for request, reasons in zip(chunk.chosen.tolist(), found or (), strict=False):
                 out[request] = reasons
+        return out
+
+    def explain_persona(
+        self, requests: Sequence[Request] | Requests
+    ) -> list[list[PersonaExplanation] | None]:
+        """Per request and candidate, the score in parts by entity of the user's persona.
+
+        None where the model has no personas.
+        """
+        columns = self._columns(requests)
+        out: list[list[PersonaExplanation] | None] = [None] * len(columns)
+        for chunk in self._batches(columns):
+            with torch.inference_mode():
+                found = self.model.explain_persona(chunk.batch(), self.run.catalogue)
+            for request, parts in zip(chunk.chosen.tolist(), found or (), strict=False):
+                out[request] = parts
         return out
 
     def _columns(self, requests: Sequence[Request] | Requests) -> Requests:

@@ -9,6 +9,7 @@ import torch
 from pydantic import BaseModel
 from torch import Tensor, nn
 
+from raysys.artifacts.persona import PersonaExplanation
 from raysys.artifacts.retrieval import RetrievalExplanation
 from raysys.data.batch import Batch, Collator, Pointers
 from raysys.data.catalogue import Catalogue
@@ -67,6 +68,15 @@ class Ranker(nn.Module):
             pointers: the requests.
             collate: of this model, over the histories of the pointers.
             catalogue: names of items.
+        """
+        return None
+
+    def explain_persona(
+        self, batch: Batch, catalogue: Catalogue
+    ) -> list[list[PersonaExplanation]] | None:
+        """Per request and candidate, the score in parts by entity of the user's persona.
+
+        None by default: the model has no persona.
         """
         return None
 

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from raysys.recipes.cofars_lists import ListsReport, build_lists
+from raysys.recipes.personas import build_personas
 
 app = typer.Typer(no_args_is_help=True, help="Build what a trained run needs beside its weights.")
 
@@ -28,6 +29,27 @@ def cofars_lists(
     """
     report = build_lists(run, data, out, append=append)
     typer.echo(report.model_dump_json() if as_json else _sentence(report))
+
+
+@app.command("personas")
+def personas(
+    run: Annotated[Path, typer.Argument(help="Run folder of news/perconet.")],
+    data: Annotated[
+        Path | None, typer.Option(help="Data set folder: whose histories; the run's by default.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="File; RUN/indexes/personas/cards.jsonl by default.")
+    ] = None,
+    user: Annotated[list[str] | None, typer.Option(help="Only this user; repeatable.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")] = False,
+) -> None:
+    """Write what the ranker believes of each user as persona cards, one line of JSON each."""
+    report = build_personas(run, data, out, tuple(user or ()))
+    told = (
+        f"{report.out}: cards of {report.users:,} users with {report.entities:,} entities, "
+        f"{report.fallback:,} users without one; model {report.model_id}, {report.seconds:.1f} s"
+    )
+    typer.echo(report.model_dump_json() if as_json else told)
 
 
 def _sentence(report: ListsReport) -> str:

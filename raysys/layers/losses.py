@@ -34,7 +34,10 @@ def esmm_bce(
 def sampled_softmax(scores: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     """Cross-entropy of the click in column 0 against the other columns.
 
-    scores [B, C], mask [B, C] bool → (sum of losses, B).
+    scores [B, C], mask [B, C] bool → (sum of losses, number of rows with a candidate).
     """
-    log_prob = torch.log_softmax(scores.masked_fill(~mask, float("-inf")), -1)
-    return -log_prob[:, 0].sum(), scores.new_tensor(float(len(scores)))
+    some = mask.any(1, keepdim=True)
+    # A row without a candidate weighs nothing; a softmax of nothing but −∞ would be NaN.
+    log_prob = torch.log_softmax(scores.masked_fill(~mask & some, float("-inf")), -1)
+    real = some[:, 0].to(scores.dtype)
+    return -(log_prob[:, 0] * real).sum(), real.sum()

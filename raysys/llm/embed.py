@@ -30,7 +30,7 @@ Encode = Callable[[list[str]], npt.NDArray[Any]]
 # Any engine: N texts in, chunks of answers out, in order.
 Stream = Callable[[pa.Array], Iterator[Vectors]]
 
-ITEM_FIELDS = ("name", "title", "abstract", "text")
+ITEM_FIELDS = ("name", "title", "abstract", "title_abstract", "text")
 FAULTS_SHOWN = 5
 # A part is committed when it has this many rows or this old a first row: a slow engine must not
 # lose hours of work when it is killed, a fast one must not write thousands of files.
@@ -265,7 +265,10 @@ def item_texts(dataset: Dataset, field: str) -> pa.Array:
         near = difflib.get_close_matches(field, ITEM_FIELDS, n=1)
         hint = f"; did you mean {near[0]}?" if near else ""
         raise ConfigError(f"field {field!r} is none of {', '.join(ITEM_FIELDS)}{hint}")
-    if field != "text":
+    if field == "title_abstract":
+        items = dataset.table("items", ["title", "abstract"])
+        texts = _joined([_filled(_large(items[name])) for name in ("title", "abstract")])
+    elif field != "text":
         texts = _filled(_large(dataset.table("items", [field])[field]))
     else:
         sources = ["text", "name", "title", "abstract", "category", "brand"]
@@ -275,15 +278,20 @@ def item_texts(dataset: Dataset, field: str) -> pa.Array:
         repeated = pc.fill_null(pc.equal(parts["title"], parts["name"]), False)
         parts["title"] = pc.if_else(repeated, None, parts["title"])
         own, *rest = (_filled(parts[name]) for name in sources)
-        # Skipping nulls, pyarrow leaves out a row that has nothing else; so each row starts with
-        # an empty text, whose separator is cut off again.
-        start = pa.repeat(pa.scalar("", pa.large_string()), len(items))
-        between = pa.scalar(". ", pa.large_string())
-        whole = pc.binary_join_element_wise(start, *rest, between, null_handling="skip")
-        texts = pc.coalesce(own, _filled(pc.utf8_slice_codeunits(whole, 2)))
+        texts = pc.coalesce(own, _joined(rest))
     if texts.null_count == len(texts):
         raise ConfigError(f"{dataset.path}: no item has a text in field {field!r}")
     return texts
+
+
+def _joined(parts: list[pa.Array]) -> pa.Array:
+    """Texts [N] with ". " between those of the parts that a row has; null where it has none."""
+    # Skipping nulls, pyarrow leaves out a row that has nothing else; so each row starts with
+    # an empty text, whose separator is cut off again.
+    start = pa.repeat(pa.scalar("", pa.large_string()), len(parts[0]))
+    between = pa.scalar(". ", pa.large_string())
+    whole = pc.binary_join_element_wise(start, *parts, between, null_handling="skip")
+    return _filled(pc.utf8_slice_codeunits(whole, 2))
 
 
 def _filled(texts: pa.Array) -> pa.Array:

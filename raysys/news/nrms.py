@@ -6,13 +6,12 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
-from raysys.artifacts.ranker import Ranker, Scores
 from raysys.data.batch import Batch
 from raysys.data.features import FeatureSpace
 from raysys.errors import ConfigError
 from raysys.layers.attention import AdditivePooling, SelfAttention
 from raysys.layers.embedding import ItemEncoder
-from raysys.layers.losses import sampled_softmax
+from raysys.news.base import NewsRanker
 
 
 class NRMSConfig(BaseModel):
@@ -27,7 +26,7 @@ class NRMSConfig(BaseModel):
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.2
 
 
-class NRMS(Ranker):
+class NRMS(NewsRanker):
     """News vector r = LN(Σ_fields W_f x_f); user vector by self-attention and additive pooling
     over the r of the clicked news; score = u·r_c / √d.
 
@@ -87,11 +86,3 @@ class NRMS(Ranker):
         """u·r_c / √d, [B, C]."""
         candidates = self.dropout(self.news(batch.candidates))
         return torch.bmm(candidates, self.user(batch).unsqueeze(-1)).squeeze(-1) * self.scale
-
-    def forward(self, batch: Batch) -> Scores:
-        """Scores without probabilities: a softmax over sampled slates is not calibrated."""
-        return Scores(self.scores(batch), None, None)
-
-    def loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Softmax cross-entropy of the click in column 0 against the sampled non-clicks."""
-        return sampled_softmax(self.scores(batch), batch.candidate_mask)

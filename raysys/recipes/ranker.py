@@ -278,6 +278,12 @@ def loader(config: RankerRecipe, data: Prepared, collator: Collator) -> Impressi
     )
 
 
+def calls_per_epoch(config: RankerRecipe, data: Prepared) -> int:
+    """How often an epoch calls the loss on every worker."""
+    batches = loader(config, data, Collator(data.histories, data.codec, 1))
+    return batches.steps_per_epoch * config.train.accumulation
+
+
 def table_path(config: RankerRecipe, dataset: Dataset, spec: EncoderSpec | None = None) -> Path:
     """Where the frozen vectors of an encoder are, by default of the recipe's."""
     if config.vector_table is not None:

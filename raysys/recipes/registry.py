@@ -11,26 +11,38 @@ from raysys.cofars.ranker import CofarsDIN
 from raysys.ctr.dcnv2 import DCNv2, DCNv2Config
 from raysys.ctr.din import DIN, DINConfig
 from raysys.ctr.finalmlp import FinalMLP, FinalMLPConfig
-from raysys.data.features import FeatureConfig
 from raysys.data.prepared import Prepared
 from raysys.errors import ConfigError
 from raysys.larr.ranker import LarrDIN
-from raysys.news.nrms import NRMS, NRMSConfig
-from raysys.recipes import cofars, larr, larr_cofars, llm, llm_contrast, llm_pretrain, ranker
+from raysys.news.kred import KRED
+from raysys.news.lstur import LSTUR
+from raysys.news.naml import NAML
+from raysys.news.nrms import NRMS
+from raysys.perconet.ranker import Perconet
+from raysys.recipes import (
+    cofars,
+    larr,
+    larr_cofars,
+    llm,
+    llm_contrast,
+    llm_pretrain,
+    news,
+    perconet,
+    ranker,
+)
 from raysys.recipes.cofars import CofarsRecipe
 from raysys.recipes.larr import LarrRecipe
 from raysys.recipes.larr_cofars import LarrCofarsDIN, LarrCofarsRecipe
 from raysys.recipes.llm import LlmRecipe
 from raysys.recipes.llm_contrast import ContrastRecipe
 from raysys.recipes.llm_pretrain import PretrainRecipe
-from raysys.recipes.ranker import Positive, RankerRecipe
+from raysys.recipes.news import KREDRecipe, LSTURRecipe, NAMLRecipe, NRMSRecipe
+from raysys.recipes.perconet import PerconetRecipe
+from raysys.recipes.ranker import RankerRecipe
 from raysys.training import EarlyStopping, Outcome, Reporter, Session, TrainConfig, launch
 
 _CTR_TRAIN = TrainConfig(
     epochs=10, lr=1e-3, weight_decay=1e-4, early_stopping=EarlyStopping(metric="gauc", patience=2)
-)
-_NEWS_TRAIN = TrainConfig(
-    epochs=10, lr=5e-4, weight_decay=1e-4, early_stopping=EarlyStopping(metric="gauc", patience=3)
 )
 
 
@@ -58,17 +70,6 @@ class FinalMLPRecipe(RankerRecipe):
     train: TrainConfig = _CTR_TRAIN
 
 
-class NRMSRecipe(RankerRecipe):
-    """`news/nrms`: one click against four non-clicks of its impression."""
-
-    recipe: Literal["news/nrms"] = "news/nrms"
-    features: FeatureConfig = FeatureConfig(items=(), contexts=(), vectors=("title",))
-    model: NRMSConfig = NRMSConfig()
-    batch_size: Positive = 64
-    candidates: Literal["all", "sampled"] = "sampled"
-    train: TrainConfig = _NEWS_TRAIN
-
-
 RECIPES: dict[str, type[RankerRecipe] | type[LlmRecipe]] = {
     "ctr/din": DINRecipe,
     "ctr/dcnv2": DCNv2Recipe,
@@ -77,6 +78,10 @@ RECIPES: dict[str, type[RankerRecipe] | type[LlmRecipe]] = {
     "ctr/larr": LarrRecipe,
     "ctr/larr-cofars": LarrCofarsRecipe,
     "news/nrms": NRMSRecipe,
+    "news/naml": NAMLRecipe,
+    "news/lstur": LSTURRecipe,
+    "news/kred": KREDRecipe,
+    "news/perconet": PerconetRecipe,
     "llm/pretrain": PretrainRecipe,
     "llm/contrast": ContrastRecipe,
 }
@@ -88,6 +93,10 @@ MODELS: dict[str, type[Ranker]] = {
     "ctr/larr": LarrDIN,
     "ctr/larr-cofars": LarrCofarsDIN,
     "news/nrms": NRMS,
+    "news/naml": NAML,
+    "news/lstur": LSTUR,
+    "news/kred": KRED,
+    "news/perconet": Perconet,
 }
 # What every worker of a recipe runs, and its check of data and options together.
 Program = tuple[Callable[[Any, Session], dict[str, Any]], Callable[[Any], Prepared]]
@@ -96,6 +105,8 @@ _PROGRAMS: dict[str, Program] = {
     "ctr/cofars": (cofars.train, cofars.ready),
     "ctr/larr": (larr.train, larr.ready),
     "ctr/larr-cofars": (larr_cofars.train, larr_cofars.ready),
+    "news/kred": (news.train, news.ready),
+    "news/perconet": (perconet.train, perconet.ready),
     "llm/pretrain": (llm_pretrain.train, llm.ready),
     "llm/contrast": (llm_contrast.train, llm_contrast.ready),
 }

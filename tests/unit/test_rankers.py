@@ -23,6 +23,10 @@ from raysys.data.features import FeatureSpace, HashField
 from raysys.data.histories import Histories
 from raysys.data.schema import BEHAVIOURS
 from raysys.errors import ConfigError
+from raysys.news.entities import EntityFit, EntityTable
+from raysys.news.kred import KRED, KREDConfig
+from raysys.news.lstur import LSTUR, LSTURConfig
+from raysys.news.naml import NAML, NAMLConfig
 from raysys.news.nrms import NRMS, NRMSConfig
 
 ITEMS = 12
@@ -79,10 +83,37 @@ BUILD: dict[str, Callable[[], Ranker]] = {
         FEATURES,
     ),
     "nrms": lambda: NRMS.from_config(NRMSConfig(width=8, heads=2, query=4), FEATURES),
+    "naml": lambda: NAML.from_config(NAMLConfig(width=8, query=4), FEATURES),
+    "lstur": lambda: LSTUR.from_config(LSTURConfig(width=8, query=4), FEATURES),
+    "kred": lambda: KRED.from_config(
+        KREDConfig(
+            width=8, attention=4,
+            fitted=EntityFit(entities=5, entity_width=3, types=("O",), frozen_steps=0),
+        ),
+        FEATURES,
+    ),
 } | {
     f"din-{kind}": lambda kind=kind, more=more: din(retriever={"kind": kind} | more)
     for kind, more in RETRIEVERS.items()
 }  # fmt: skip
+
+
+def entities() -> EntityTable:
+    """Every second item names one or two of five entities."""
+    rng = np.random.default_rng(0)
+    news = rng.integers(1, 6, (2 + ITEMS, 2)) * (np.arange(2 + ITEMS)[:, None] % 2)
+    news[:2] = 0
+    vectors = rng.normal(size=(6, 3)).astype(np.float32)
+    vectors[::2] = 0
+    return EntityTable(
+        ids=[f"Q{n}" for n in range(5)],
+        labels=["x"] * 5,
+        types=["O"] * 5,
+        idf=np.ones(6, np.float32),
+        vectors=vectors,
+        news=news,
+        confidence=(news > 0).astype(np.float32),
+    )
 
 
 def ranker(name: str, *, frozen: bool = True) -> Ranker:
@@ -96,6 +127,8 @@ def ranker(name: str, *, frozen: bool = True) -> Ranker:
     ids = pa.array([f"i{row}" for row in range(ITEMS)])
     arrays = {field: values.numpy() for field, values in vectors.items()}
     model.bind(Catalogue(ids, codes.numpy().astype(np.int32), arrays))
+    if isinstance(model, KRED):
+        model.bind_entities(entities())
     if frozen:
         model.freeze()
     return model
@@ -247,8 +280,9 @@ def test_order_heads_are_there_only_where_orders_are_learned() -> None:
     assert ranker("nrms")(batch(0)).p_click is None
 
 
-def test_event_weights_of_nrms_add_up_to_the_score() -> None:
-    model, plain = ranker("nrms"), batch(4)
+@pytest.mark.parametrize("name", ["nrms", "naml", "kred"])
+def test_event_weights_of_news_rankers_add_up_to_the_score(name: str) -> None:
+    model, plain = ranker(name), batch(4)
     torch.testing.assert_close(
         model.event_weights(plain).sum(-1), model(plain).score, rtol=1e-5, atol=1e-5
     )

@@ -1,0 +1,226 @@
+"""The fair test of PerCoNet: is it the persona, and is it the second view, that help?
+
+PerCoNet (Liu et al., arXiv 2304.07923) is reconstructed here; no figures of its own are known to
+compare with. Arms × seeds over any data set folder with news; everything is kept in `out`, and the
+same command goes on where it was stopped. With `placebo` the whole study runs again on the world
+whose readers do not care for entities, where a persona must not win.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bench.fair.arms import Arm
+from bench.fair.leaks import leaks_of
+from bench.fair.report import tables, write_page
+from bench.fair.results import (
+    Scores,
+    Subject,
+    beside_baselines,
+    cheap,
+    failed_leak,
+    results,
+)
+from bench.fair.slices import news_slices
+from bench.fair.study import Sizes, Study, run_study
+from bench.perconet_arms import PLACEBOS, arms, claims, usable
+from bench.perconet_faithful import faithfulness
+from raysys.data.dataset import Dataset
+from raysys.data.prepared import Prepared, prepare
+from raysys.llm.vectors import VectorTable
+from raysys.metrics.bootstrap import REPLICATES
+from raysys.options import load_yaml
+from raysys.recipes.ranker import RankerRecipe, table_path
+from raysys.recipes.registry import ready
+
+NO_FIGURES = "no published figures compared: PerCoNet is reconstructed, and its own are not known"
+METRICS = ("gauc_mean@impression", "ndcg@10@impression")
+SHOWN = (*METRICS, "mrr@impression", "ndcg@5@impression")
+Figures = dict[str, Any]
+
+
+def run(
+    data: str,
+    placebo: str | None = None,
+    config: str = "raysys/configs/news/perconet-small.yaml",
+    out: str = "runs/bench-perconet-fair",
+    seeds: int = 5,
+    other_seeds: int = 2,
+    rows: int = 300_000,
+    valid_rows: int = 30_000,
+    users: int = 2_000,
+    max_core_hours: float = 4.0,
+    replicates: int = REPLICATES,
+) -> Figures:
+    """Every arm with its figures, every claim with its intervals and words.
+
+    data, placebo: data set folders. config: of `news/perconet`; what the arms have in common. rows,
+    valid_rows, users, seeds, other_seeds, max_core_hours: see `Sizes`; they hold for each of the
+    two folders. On `placebo` only the arms run that a claim names. News without abstracts leave
+    claim 2 out.
+
+    Raises:
+        ConfigError: `out` holds a study with other options, or news that name no entity.
+        RaysysError: what a training raised.
+    """
+    base = load_yaml(Path(config))
+    sizes = Sizes(
+        rows=rows,
+        valid_rows=valid_rows,
+        users=users,
+        seeds=seeds,
+        other_seeds=other_seeds,
+        max_core_hours=max_core_hours,
+    )
+    result: Figures = {
+        "bench": "perconet-fair",
+        "published": NO_FIGURES,
+        "config": config,
+        "out": out,
+    }
+    for name, folder in (("data", data), ("placebo", placebo)):
+        if folder is not None:
+            result[name] = _studied(name, folder, base, Path(out) / name, sizes, users, replicates)
+    result["verdict"] = verdict(result)
+    return result
+
+
+def markdown(result: Figures) -> str:
+    """The tables of `run` for the page of results."""
+    parts = [
+        f"{NO_FIGURES[0].upper()}{NO_FIGURES[1:]}.",
+        *(f"{claim}: **{words}**." for claim, words in result["verdict"].items()),
+    ]
+    for name in ("data", "placebo"):
+        if name in result:
+            title = "The data" if name == "data" else "The same with the law of entities off"
+            found = result[name]
+            parts.append(f"{title}. {tables(found, 'P3', found['headline'])}")
+            parts.append(f"Deletion faithfulness: {_told(found['faithfulness'])}.")
+    return "\n\n".join(parts)
+
+
+def verdict(result: Figures) -> dict[str, str]:
+    """The fixed words of §5, by claim."""
+    found = result["data"]
+    leak = failed_leak(found)
+    if leak is not None:
+        return {"all": f"not to be trusted: {leak} failed"}
+    words = {
+        "beside": beside_baselines(found, "P3"),
+        "C1-strong": _word(result, "C1-strong", (("P2", "P0"),)),
+        "C1-weak": _word(result, "C1-weak", tuple(("P3", b) for b in ("P1", "X1", "X2"))),
+        "C2": _word(result, "C2", tuple(("V4", b) for b in ("V2", "P3", "V6"))),
+        "explanations": _explained(found["faithfulness"]),
+    }
+    if words["C1-weak"].startswith("not") and _as_good(found, "X1", "P3"):
+        words["C1-weak"] += "; shuffled personas do as well: extra capacity"
+    if words["C2"].startswith("not") and _beaten(found, "V4", "P3") and _as_good(found, "V6", "V4"):
+        words["C2"] = "contrastive regularisation helps, the second view is not shown to matter"
+    return words
+
+
+def _studied(
+    name: str,
+    folder: str,
+    base: Figures,
+    where: Path,
+    sizes: Sizes,
+    users: int,
+    replicates: int,
+) -> Figures:
+    data = prepare(Dataset(folder))
+    names = usable(data)
+    # Every text is encoded now, with each way of reading; trainings side by side only read.
+    vectors, width, table = _encoded(base, folder, "V2" in names, data)
+    base = {**base, "vector_table": str(table)}
+    every = arms(base, data, width)
+    chosen = [a for a in every if a.recipe != "news/perconet" or a.name in names]
+    studied = chosen if name == "data" else [arm for arm in chosen if arm.named]
+    study = run_study(studied, base, folder, where, sizes)
+    scores = cheap(data, users, vectors)
+    found = _reported(study, data, "V2" in names, scores, replicates)
+    found |= {"data": folder, "window": 50}
+    runs = [where / "runs" / "P3" / f"seed-{seed}" for seed in study.systems["P3"].rows]
+    found["faithfulness"] = faithfulness(data, runs, users, replicates)
+    found["leak_tests"] = leaks_of("P3", chosen, base, data, study, where, users, scores)
+    write_page(found, where, "P3", found["headline"])
+    return found
+
+
+def _encoded(
+    base: Figures, folder: str, joint: bool, data: Prepared
+) -> tuple[np.ndarray, int, Path]:
+    """The frozen vectors [2 + N, D] of titles, D, and the table they are in."""
+    fields = ["title", "abstract", "title_abstract"] if joint else ["title"]
+    arm = Arm(name="vectors", recipe="news/nrms", options={"features.vectors": fields})
+    config = arm.config(base, {}, 0, {"data": folder})
+    assert isinstance(config, RankerRecipe)
+    ready(config)
+    table = table_path(config, data.dataset)
+    titles = VectorTable(table).bound("item", "title", data.item_ids, config.encoder.identity())
+    padded = np.concatenate([np.zeros((2, titles.shape[1]), np.float32), titles])
+    return padded, titles.shape[1], table
+
+
+def _reported(
+    study: Study, data: Prepared, cross: bool, scores: Scores, replicates: int
+) -> Figures:
+    parts = news_slices(data, study.systems["P3"].rows[0][""])
+    asked = [c for c in claims(METRICS, cross) if {c.a, c.b} <= study.systems.keys()]
+    subject = Subject(name="P3", over="P0", placebos=PLACEBOS, metrics=METRICS, shown=SHOWN)
+    found, _ = results(study, data, subject, asked, parts, scores, replicates)
+    return found
+
+
+def _word(result: Figures, claim: str, pairs: tuple[tuple[str, str], ...]) -> str:
+    found = result["data"]
+    missing = [name for pair in pairs for name in pair if name not in found["arms"]]
+    if missing:
+        return "not testable here: the news have no abstracts"
+    if any(_rows(found, a, b, "no verdict") for a, b in pairs):
+        return "no verdict"
+    lost = [f"{a} over {b}" for a, b in pairs if not _beaten(found, a, b)]
+    if lost:
+        return f"not supported: not shown is {', '.join(lost)}"
+    placebo = result.get("placebo")
+    if placebo is not None and claim != "C2" and any(_beaten(placebo, a, b) for a, b in pairs):
+        return "not supported: it also wins where readers do not care for entities"
+    if found["planted"]:
+        return "supported on planted data, which test the code and not the claim"
+    return "supported"
+
+
+def _rows(found: Figures, a: str, b: str, verdict: str) -> list[Figures]:
+    start = f"{a} better than {b} in "
+    return [
+        row for row in found["claims"] if row["claim"].startswith(start)
+        and row["verdict"] == verdict
+    ]  # fmt: skip
+
+
+def _beaten(found: Figures, a: str, b: str) -> bool:
+    return len(_rows(found, a, b, "supported")) == len(METRICS)
+
+
+def _as_good(found: Figures, a: str, b: str) -> bool:
+    start = f"{a} not worse than {b} in "
+    rows = [row for row in found["claims"] if row["claim"].startswith(start)]
+    return bool(rows) and all(row["verdict"] == "not inferior" for row in rows)
+
+
+def _explained(found: Figures) -> str:
+    if "effect" not in found:
+        return "not testable here: no clicked candidate has an entity with clicks behind it"
+    return f"{'supported' if found['holds'] else 'not supported'} ({_told(found)})"
+
+
+def _told(found: Figures) -> str:
+    if "effect" not in found:
+        return f"no candidate to test, {found['skipped']} skipped"
+    low, high = found["users"]
+    return (
+        f"{found['effect']:+.4f} [{low:+.4f}, {high:+.4f}] over {found['candidates']:,} clicked "
+        f"candidates, {found['skipped']:,} skipped"
+    )

@@ -1,0 +1,43 @@
+"""News vectors by attention over views: frozen text vectors and embedded fields (NAML)."""
+
+import torch
+from torch import Tensor, nn
+
+from raysys.data.features import FeatureSpace
+from raysys.errors import ConfigError
+from raysys.layers.attention import AdditivePooling
+from raysys.layers.embedding import ItemEncoder
+
+
+class ViewEncoder(ItemEncoder):
+    """Catalogue rows [...] → r [..., width] = Σ_v α_v r_v over the views of a news.
+
+    A view is a text field, r_v = ReLU(W x_v), or an item field such as the category,
+    r_v = ReLU(W emb); α by additive attention, as NAML combines title, body and categories
+    (Wu et al., IJCAI 2019, §2.1). Views that a news lacks are left out.
+    """
+
+    def __init__(self, features: FeatureSpace, width: int, query: int, field_dim: int = 32) -> None:
+        if not features.vectors:
+            raise ConfigError("news rankers need text vectors; set features.vectors, e.g. [title]")
+        super().__init__(features.item_cardinalities, field_dim, features.vectors, width)
+        self.width = width
+        self.field_dim = field_dim
+        self.count = len(features.item_cardinalities)
+        self.dense = nn.ModuleList(nn.Linear(field_dim, width) for _ in range(self.count))
+        self.attention = AdditivePooling(width, query)
+
+    def _encode(self, rows: Tensor) -> Tensor:
+        flat = super()._encode(rows.flatten())
+        fields, texts = flat.split([self.count * self.field_dim, flat.shape[1] - self.count *
+                                    self.field_dim], 1)  # fmt: skip
+        views = list(texts.split(self.width, 1))
+        present = [(text != 0).any(1) for text in views]
+        codes = self.codes[rows.flatten()]
+        for place, (dense, field) in enumerate(
+            zip(self.dense, fields.split(self.field_dim, 1), strict=True)
+        ):
+            views.append(dense(field))
+            present.append(codes[:, place] != 0)
+        stacked, mask = torch.relu(torch.stack(views, 1)), torch.stack(present, 1)
+        return self.attention(stacked, mask).view(*rows.shape, self.width)

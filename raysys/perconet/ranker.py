@@ -1,0 +1,355 @@
+"""PerCoNet as a ranker: persona and latent interest behind a gate (§2.3), in parts (§2.4)."""
+
+from pathlib import Path
+from typing import NamedTuple, Self
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+
+from raysys.artifacts.persona import EntityPart, PersonaExplanation
+from raysys.data.batch import Batch
+from raysys.data.catalogue import Catalogue
+from raysys.data.contexts import FIRST
+from raysys.data.features import FeatureSpace
+from raysys.layers.attention import AdditivePooling, SelfAttention, masked_softmax
+from raysys.layers.losses import sampled_softmax
+from raysys.layers.mlp import MLP
+from raysys.news.base import NewsRanker
+from raysys.news.entities import EntityTable
+from raysys.news.entity_vectors import EntityVectors
+from raysys.perconet.config import PerconetConfig
+from raysys.perconet.news import NewsEncoder
+from raysys.perconet.persona import Persona, Prominence
+from raysys.perconet.placebo import Placebo
+from raysys.perconet.views import cross_view
+from raysys.training import World
+
+
+class Parts(NamedTuple):
+    """What a score s(u, c) is made of, all times 1/√d and the part's share:
+
+    entities [B, C, K]: of each entity of the persona; clicks [B, C, L]: of each click in the latent
+    vector; rest [B, C]: of the learned default, where a user has no clicks, or a persona alone
+    has no entity. s is their sum. attention [B, C, K]: a_e; gate [B, C]: the persona's share.
+    """
+
+    persona: Persona
+    entities: Tensor
+    clicks: Tensor
+    rest: Tensor
+    attention: Tensor
+    gate: Tensor
+
+    @property
+    def score(self) -> Tensor:
+        """s [B, C]."""
+        return self.entities.sum(-1) + self.clicks.sum(-1) + self.rest
+
+
+class Perconet(NewsRanker):
+    """s(u, c) = uᵀ r_c/√d, u = g·p + (1 − g)·h.
+
+        a_e ∝ π_e·exp(η·φ(e, c)),  φ = (A e)ᵀ(B r_c)/√d
+        p   = Σ_e a_e W e,  h: attention over the clicks as in NRMS,  g = σ(wᵀ[p; h] + b)
+
+    With clicks but no entity g = 0; without clicks u is a learned vector. 1/√d, as in `NRMS`,
+    only sets the scale at which the softmax over a slate begins.
+
+    Args:
+        options: settled.
+        widths: of the frozen text vectors by field.
+    """
+
+    Config = PerconetConfig
+    items: NewsEncoder  # type: ignore[assignment]
+
+    def __init__(self, options: PerconetConfig, widths: dict[str, int]) -> None:
+        super().__init__()
+        self.options, d = options, options.width
+        self.history_length = options.history_length
+        self.scale = d**-0.5
+        self.items = NewsEncoder(widths, options.fields, options.fusion, d, options.query)
+        self.dropout = nn.Dropout(options.dropout)
+        self.default = nn.Parameter(torch.zeros(d))
+        self.latent = self.explicit = None
+        if options.user != "persona":
+            self.latent = nn.ModuleDict(
+                {
+                    "attention": SelfAttention(d, options.heads),
+                    "pool": AdditivePooling(d, options.query),
+                }
+            )
+        if options.user != "latent":
+            persona, fitted = options.persona, options.fitted
+            assert fitted is not None
+            width = fitted.entity_width
+            self.prominence = Prominence(persona, options.history_length)
+            self.vectors = EntityVectors(persona, fitted)
+            self.explicit = nn.ModuleDict({"value": nn.Linear(width, d, bias=False)})
+            if persona.eta:
+                self.explicit["key"] = nn.Linear(width, d, bias=False)
+                self.explicit["query"] = nn.Linear(d, d, bias=False)
+            if options.user == "gated":
+                self.explicit["gate"] = nn.Linear(2 * d, 1)
+        contrast = options.contrast
+        self.heads = None
+        # Last, so that without the loss all other weights begin alike.
+        if contrast.weight:
+            self.heads = nn.ModuleList(MLP(d, (d,), out=contrast.width) for _ in range(2))
+        self.groups: Tensor
+        self.register_buffer("groups", torch.zeros(0, dtype=torch.int64), persistent=False)
+        self.table: EntityTable | None = None
+        self.placebo: Placebo | None = None
+
+    @classmethod
+    def from_config(cls, config: PerconetConfig, features: FeatureSpace) -> Self:
+        """Build for fitted features; only their vectors are used."""
+        return cls(config, features.vectors)
+
+    def bind(self, catalogue: Catalogue) -> None:
+        """See `Ranker`."""
+        self.items.bind(catalogue)
+
+    def bind_entities(self, table: EntityTable, placebo: Placebo | None = None) -> None:
+        """Give the model the entities of its news, and what a placebo deals out."""
+        if self.explicit is not None:
+            self.table, self.placebo = table, placebo
+            self.prominence.bind(table, placebo)
+            self.vectors.bind(table)
+
+    def bind_texts(self, groups: np.ndarray) -> None:
+        """Which news have equal texts [2 + N], see `text_groups`; only training asks."""
+        self.groups = torch.from_numpy(groups).to(self.groups.device)
+
+    def save_snapshot(self, folder: Path) -> None:
+        """See `Ranker`: the entities."""
+        if self.explicit is not None:
+            assert self.table is not None
+            self.table.save(folder)
+            if self.placebo is not None:
+                self.placebo.save(folder)
+
+    def open_snapshot(self, folder: Path) -> None:
+        """See `Ranker`."""
+        if self.explicit is None:
+            return
+        assert self.options.fitted is not None
+        table = EntityTable.open(folder, self.options.fitted)
+        self.bind_entities(table, Placebo.load(folder))
+
+    def freeze(self) -> None:
+        """See `Ranker`."""
+        super().freeze()
+        if self.explicit is not None:
+            self.vectors.freeze()
+
+    # ------------------------------------------------------------------ scores
+
+    def parts(self, batch: Batch) -> Parts:
+        """The exact parts of every score."""
+        clicked = self.items(batch.history_items)
+        return self._parts(batch, clicked, self.items(batch.candidates))
+
+    def _parts(self, batch: Batch, clicked: Tensor, candidates: Tensor) -> Parts:
+        """clicked r [B, L, d], candidates r [B, C, d], both before dropout."""
+        mask, kind = batch.history_mask, self.options.user
+        candidates = self.dropout(candidates)
+        shape = candidates.shape[:2]
+        zero = candidates.new_zeros(shape)
+        some = mask.any(1, keepdim=True).to(zero.dtype).expand(shape)
+        persona, attention, values = self._persona(batch, candidates)
+        has = persona.mask.any(1, keepdim=True).to(zero.dtype).expand(shape)
+        latent = clicked.new_zeros(*mask.shape, self.options.width)
+        if self.latent is not None:
+            attended = self.dropout(self.latent["attention"](self.dropout(clicked), mask))
+            alpha = self.latent["pool"].weights(attended, mask)
+            latent = attended * alpha.unsqueeze(-1)
+        p = torch.bmm(attention, values)
+        gate, rest = self._shares(kind, p, latent.sum(1), has, some)
+        entities = attention * torch.bmm(self._acted(p, candidates), values.transpose(1, 2))
+        clicks = torch.bmm(candidates, latent.transpose(1, 2))
+        by_default = candidates @ self.default
+        return Parts(
+            persona=persona,
+            entities=entities * (gate * self.scale).unsqueeze(-1),
+            clicks=clicks * (rest[0] * self.scale).unsqueeze(-1),
+            rest=by_default * rest[1] * self.scale,
+            attention=attention,
+            gate=gate,
+        )
+
+    def _persona(self, batch: Batch, candidates: Tensor) -> tuple[Persona, Tensor, Tensor]:
+        """The persona, a_e [B, C, K] and W e [B, K, d]."""
+        size, count = candidates.shape[:2]
+        if self.explicit is None:
+            none = torch.zeros(size, 1, dtype=torch.int64, device=candidates.device)
+            persona = Persona(none, none.to(candidates.dtype))
+            return (
+                persona,
+                candidates.new_zeros(size, count, 1),
+                candidates.new_zeros(size, 1, self.options.width),
+            )
+        persona = self.prominence(batch.history_items, batch.history_mask)
+        e = self.vectors(persona.entities)
+        logits = persona.weight.clamp(min=1e-12).log().unsqueeze(1)
+        if "key" in self.explicit:
+            queries = self.explicit["query"](candidates)
+            phi = torch.bmm(queries, self.explicit["key"](e).transpose(1, 2)) * self.scale
+            logits = logits + self.options.persona.eta * phi
+        attention = masked_softmax(logits.expand(size, count, -1), persona.mask.unsqueeze(1))
+        return persona, attention, self.explicit["value"](e)
+
+    def _acted(self, p: Tensor, candidates: Tensor) -> Tensor:
+        """What a W e is multiplied with, so that the parts add up to the score, tanh or not."""
+        if self.options.persona.act == "linear":
+            return candidates
+        # tanh(y) = Σ_e (tanh(y)/y)·(a_e W e), dimension by dimension; tanh(y)/y → 1 at 0.
+        small = p.abs() < 1e-4
+        safe = torch.where(small, torch.ones_like(p), p)
+        return candidates * torch.where(small, torch.ones_like(p), safe.tanh() / safe)
+
+    def _shares(
+        self, kind: str, p: Tensor, h: Tensor, has: Tensor, some: Tensor
+    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """Shares [B, C] of the persona, and of the latent vector and the default.
+
+        p [B, C, d]; h [B, d]; has, some [B, C]: whether there are entities and clicks, 0 or 1.
+        """
+        if kind == "latent":
+            return torch.zeros_like(has), (some, 1 - some)
+        if kind == "persona":
+            return has, (torch.zeros_like(has), 1 - has)
+        if kind == "sum":
+            return has, (some, 1 - some)
+        assert self.explicit is not None
+        if self.options.persona.act == "tanh":
+            p = p.tanh()
+        both = torch.cat([p, h.unsqueeze(1).expand_as(p)], -1)
+        gate = torch.sigmoid(self.explicit["gate"](both).squeeze(-1)) * has
+        return gate, ((1 - gate) * some, 1 - some)
+
+    def scores(self, batch: Batch) -> Tensor:
+        """s(u, c) [B, C]."""
+        return self.parts(batch).score
+
+    def loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """L = L_rec + λ·L_cl: softmax cross-entropy of the click in column 0, and the cross-view
+        loss over all news of the global batch."""
+        history = batch.history_items * batch.history_mask
+        candidates = batch.candidates * batch.candidate_mask
+        rows, place = torch.unique(
+            torch.cat([history.flatten(), candidates.flatten()]), return_inverse=True
+        )
+        views, present = self.items.views(rows)
+        r = nn.functional.embedding(place, self.items.fuse(views, present))
+        clicked = r[: history.numel()].view(*history.shape, -1)
+        shown = r[history.numel() :].view(*candidates.shape, -1)
+        scores = self._parts(batch, clicked, shown).score
+        if self.explicit is not None:
+            self.vectors.step(self.training)
+        total, weight = sampled_softmax(scores, batch.candidate_mask)
+        if self.heads is None:
+            return total, weight
+        real = rows >= FIRST
+        part, count = self._contrast(rows[real], views[real], present[real])
+        # The loop divides by the rows of all workers; L_cl is a mean over the news of all.
+        world = World.current("cpu")
+        every = float(world.gather_rows(weight.detach().reshape(1).cpu()).sum())
+        return total + self.options.contrast.weight * part * every / max(1, count), weight
+
+    def _contrast(self, rows: Tensor, views: Tensor, present: Tensor) -> tuple[Tensor, int]:
+        assert self.heads is not None
+        contrast, place = self.options.contrast, self.items.fields.index
+        title = place("title")
+        if contrast.views == "cross":
+            other = place("abstract")
+            both = present[:, title] & present[:, other]
+            pair = (views[both][:, title], views[both][:, other])
+        else:
+            both = present[:, title]
+            pair = (self.dropout(views[both][:, title]), self.dropout(views[both][:, title]))
+        z = [normalize(head(r), dim=-1) for head, r in zip(self.heads, pair, strict=True)]
+        world = World.current("cpu")
+        return cross_view(world, z[0], z[1], self.groups[rows[both]], contrast.temperature)
+
+    # ------------------------------------------------------------------ explanations
+
+    def event_weights(self, batch: Batch) -> Tensor:
+        """Exact parts of the score by click [B, C, L]: what the click adds to the latent vector,
+        and of every entity the share that the click has in its prominence. With the learned
+        default they add up to the score."""
+        parts = self.parts(batch)
+        if self.explicit is None or self.options.persona.placebo is not None:
+            return parts.clicks
+        support = self.support(batch, parts.persona)
+        out = parts.clicks.clone()
+        out[..., : support.shape[2]] += torch.bmm(parts.entities, support)
+        return out
+
+    def support(self, batch: Batch, persona: Persona) -> Tensor:
+        """[B, K, L_p]: the share of each click in the prominence of each entity; 0 where the
+        click does not name it."""
+        entities, parts = self.prominence.mentions(batch.history_items, batch.history_mask)
+        if self.options.persona.prominence == "even":
+            parts = (parts > 0).to(parts.dtype)
+        same = persona.entities[:, :, None, None] == entities[:, None]
+        shares = (same * parts[:, None]).sum(-1) * persona.mask.unsqueeze(-1)
+        return shares / shares.sum(-1, keepdim=True).clamp(min=1e-12)
+
+    def explain_persona(self, batch: Batch, catalogue: Catalogue) -> list[list[PersonaExplanation]]:
+        """Per request and candidate (§2.4): every entity of the persona with its contribution, the
+        clicks behind it and whether the candidate names it; with the latent part and the default
+        they add up to the score."""
+        parts = self.parts(batch)
+        if self.explicit is None or self.table is None:
+            return [
+                [
+                    PersonaExplanation(entities=(), latent=float(a), default=float(b), gate=0.0)
+                    for a, b in zip(clicks.sum(-1), rest, strict=True)
+                ]
+                for clicks, rest in zip(parts.clicks, parts.rest, strict=True)
+            ]
+        support = self.support(batch, parts.persona)
+        names = self.prominence.news[batch.candidates]
+        out = []
+        for row in range(len(batch)):
+            entities = parts.persona.entities[row].tolist()
+            behind = [
+                tuple(
+                    _id(catalogue, int(batch.history_items[row, place]))
+                    for place in torch.nonzero(support[row, k]).flatten().tolist()
+                    if int(batch.history_items[row, place]) >= FIRST
+                )
+                for k in range(len(entities))
+            ]
+            found = []
+            for column in range(int(batch.candidate_mask[row].sum())):
+                told = set(names[row, column].tolist())
+                found.append(
+                    PersonaExplanation(
+                        entities=tuple(
+                            EntityPart(
+                                id=self.table.ids[entity - 1],
+                                label=self.table.labels[entity - 1] or None,
+                                type=self.table.types[entity - 1] or None,
+                                weight=float(parts.persona.weight[row, k]),
+                                contribution=float(parts.entities[row, column, k]),
+                                clicks=behind[k],
+                                match=entity in told,
+                            )
+                            for k, entity in enumerate(entities)
+                            if entity
+                        ),
+                        latent=float(parts.clicks[row, column].sum()),
+                        default=float(parts.rest[row, column]),
+                        gate=float(parts.gate[row, column]),
+                    )
+                )
+            out.append(found)
+        return out
+
+
+def _id(catalogue: Catalogue, row: int) -> str:
+    return str(catalogue.ids(np.array([row]))[0].as_py())

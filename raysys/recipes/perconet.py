@@ -1,0 +1,104 @@
+"""Train `news/perconet`: frozen text vectors and entities → persona, contrast, ranker.
+
+The reconstruction is described in docs/perconet.md.
+"""
+
+from contextlib import suppress
+from typing import Any, Literal
+
+from pydantic import BaseModel, ValidationError, model_validator
+
+from raysys.data.batch import Batch
+from raysys.data.catalogue import Catalogue
+from raysys.data.features import FeatureConfig, FeatureSpace
+from raysys.data.prepared import Prepared
+from raysys.errors import ConfigError
+from raysys.news.entities import EntityFit, fit_entities
+from raysys.options import merge
+from raysys.perconet.config import PerconetConfig, PerconetOptions
+from raysys.perconet.fit import fit_placebo
+from raysys.perconet.presets import PRESETS
+from raysys.perconet.ranker import Perconet
+from raysys.perconet.views import text_groups
+from raysys.recipes import ranker
+from raysys.recipes.larr import EveryWorker
+from raysys.recipes.news import NewsRecipe
+from raysys.recipes.ranker import Built, RankerRecipe, RankingTask, calls_per_epoch
+from raysys.training import Loader, Session
+
+
+class PerconetRecipe(NewsRecipe):
+    """`news/perconet`.
+
+    preset: an arm of the fair test, e.g. P2 for the persona alone, whose options are laid upon
+    `model`. features.vectors: left out, those that the model reads.
+    """
+
+    recipe: Literal["news/perconet"] = "news/perconet"
+    preset: str | None = None
+    features: FeatureConfig = FeatureConfig(items=(), contexts=())
+    model: PerconetOptions = PerconetOptions()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill(cls, given: Any) -> Any:
+        if not isinstance(given, dict):
+            return given
+        model = given.get("model", {})
+        if given.get("preset") is not None and isinstance(model, dict):
+            if given["preset"] not in PRESETS:
+                raise ValueError(f"preset: {given['preset']!r} is none of {', '.join(PRESETS)}")
+            model = merge(model, PRESETS[given["preset"]])
+        features = given.get("features", {})
+        if isinstance(features, dict):
+            features = {"items": (), "contexts": (), **features}  # not those of FeatureConfig
+            # A fault of the model's is told of the model, below.
+            with suppress(ValidationError):
+                fields = PerconetOptions.model_validate(model).fields
+                features = {**features, "vectors": features.get("vectors") or fields}
+        return {**given, "model": model, "features": features}
+
+
+class PerconetTask(RankingTask):
+    """The cross-view loss compares the news of all workers, so each has to be there."""
+
+    def loader(self, batches: Loader[Batch]) -> Loader[Batch]:
+        """See `RankingTask`."""
+        return EveryWorker(batches)
+
+
+def ready(config: PerconetRecipe) -> Prepared:
+    """See `raysys.recipes.ranker.ready`."""
+    if config.candidates != "sampled":
+        raise ConfigError("news/perconet learns from candidates=sampled only")
+    data = ranker.ready(config)
+    if config.model.user != "latent":
+        fit_entities(data, config.model.persona)
+    return data
+
+
+def train(config: PerconetRecipe, session: Session) -> dict[str, Any]:
+    """What every worker runs."""
+    return ranker.train(config, session, _built)
+
+
+def _built(
+    config: RankerRecipe,
+    options: BaseModel,
+    data: Prepared,
+    features: FeatureSpace,
+    catalogue: Catalogue,
+    session: Session,
+) -> Built:
+    assert isinstance(options, PerconetOptions)
+    persona, table, fitted = options.persona, None, None
+    if options.user != "latent":
+        table = fit_entities(data, persona)
+        fitted = EntityFit.of(table, persona, calls_per_epoch(config, data))
+    settled = PerconetConfig(**dict(options), fitted=fitted)
+    model = Perconet.from_config(settled, features)
+    if table is not None:
+        model.bind_entities(table, fit_placebo(data, table, persona))
+    if options.contrast.weight:
+        model.bind_texts(text_groups(data.dataset.table("items", ["title", "abstract"])))
+    return Built(model, settled, features, PerconetTask)
