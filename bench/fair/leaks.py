@@ -71,7 +71,9 @@ def leak_tests(
         if not folder.is_dir():
             write_labels(data.dataset, folder, np.asarray(shuffled))
         given: Point = {**study.tuning_size, "data": str(folder)}
-        config = arm.config(base, study.chosen[arm.name], 0, given)
+        # Each with weights of its own: all of them begun alike would lean to the side to which
+        # these happen to rank before they learn.
+        config = arm.config(base, study.chosen[arm.name], number, given)
         cell = Cell(out / "shuffled" / f"{arm.name}-{number}", config, "test", users)
         train_all([cell], "shuffled labels")
         return scores_of(cell).score

@@ -16,6 +16,7 @@ from bench.fair.report import write_page
 from bench.fair.results import cheap
 from bench.fair.slices import slices
 from bench.fair.study import Sizes, run_study
+from raysys.artifacts.run import read_config
 from raysys.data.dataset import Dataset
 from raysys.data.mapping import LocalMapper
 from raysys.data.prepared import Prepared, prepare
@@ -162,6 +163,9 @@ def test_leak_tests_train_again_without_labels(
         name for name, finding in found.items() if not finding.note.startswith("not run")
     }
     assert here == [2, 1, *[1] * 5]
+    # Each time from other weights: one start that happens to rank would lean all to one side.
+    runs = [read_config(tmp_path / "shuffled" / f"short-{n}") for n in range(5)]
+    assert [run.recipe_options["train"]["seed"] for run in runs] == list(range(5))
     # Kept, as every training of a study.
     again = {f.test: f for f in leak_tests(ARMS[0], BASE, data, study, tmp_path, 20, cheap)}
     assert here == [2, 1, *[1] * 5] and again == found
