@@ -4,83 +4,81 @@ from typing import Any
 
 from bench.fair.arms import Arm, Point
 from bench.fair.judge import Claim
+from raysys.artifacts.ranker import Ranker
 from raysys.data.contexts import ContextCodec
 from raysys.data.features import FeatureSpace
 from raysys.data.prepared import Prepared
-from raysys.news.entities import EntityFit, fit_entities
-from raysys.options import merge
+from raysys.news.entities import EntityFit, EntityOptions, fit_entities
+from raysys.options import flat, merge
 from raysys.perconet.config import PerconetConfig, PerconetOptions
 from raysys.perconet.presets import PRESETS
 from raysys.perconet.ranker import Perconet
 
-# Every tuned arm is tried four times; one with λ in two of the rates.
-ALL_RATES = (2.5e-4, 5e-4, 1e-3, 2e-3)
-RATES = (5e-4, 1e-3)
-WEIGHTS = (0.03, 0.1)  # λ
+RATES = (2.5e-4, 5e-4, 1e-3, 2e-3)  # what every arm is tried with
 PLACEBOS = ("X1", "X2")
 # P3 and V3 are one model; it runs once.
 PERCONET = tuple(name for name in PRESETS if name != "V3")
 NAMED = ("P0", "P1", "P2", "P3", "X1", "X2", "V2", "V4", "V6")
-_CONTRASTED = ("V4", "V5", "V6")
+_TWO_VIEWS = ("V1", "V2", "V4", "V5", "V6")  # what news without abstracts cannot be
 C1_STRONG = (("P2", "P0"),)
 C1_WEAK = (("P3", "P1"), ("P3", "X1"), ("P3", "X2"))
 C2 = (("V4", "V2"), ("V4", "P3"), ("V4", "V6"))
 
 
 def arms(base: dict[str, Any], data: Prepared, width: int) -> list[Arm]:
-    """All arms over a config of `news/perconet`.
+    """All arms over a config of `news/perconet` that the data allow; without abstracts all read
+    titles alone, and there is no claim 2.
 
-    width: of the frozen text vectors. The latent arm and those with one view have fewer weights
-    than P3; their query is widened until they have as many (`matched_query`).
+    width: of the frozen text vectors. Arms that lack a part of P3 have fewer weights; their query
+    is widened until they have as many (`matched_query`).
     """
+    cross = has_abstracts(data)
     model = base.get("model", {})
-    plain = tuple({"train.lr": rate} for rate in ALL_RATES)
-    with_weight = tuple(
-        {"train.lr": rate, "model.contrast.weight": weight} for rate in RATES for weight in WEIGHTS
-    )
-    reference = weights_of(merge(model, PRESETS["P3"]), data, width)
+    alone = {} if cross else {"fusion": "title"}
+    tries = tuple({"train.lr": rate} for rate in RATES)
+
+    def options_of(name: str) -> dict[str, Any]:
+        return merge(PRESETS[name], {} if name[0] == "V" else alone)
+
+    reference = weights_of(merge(model, options_of("P3")), data, width)
+    # Without abstracts V0 is P3.
+    names = [n for n in PERCONET if cross or n not in (*_TWO_VIEWS, "V0")]
     found = []
-    for name in PERCONET:
-        options = merge(model, PRESETS[name])
-        query = matched_query(options, data, width, reference)
-        placebo = name in PLACEBOS
-        tries = with_weight if name in _CONTRASTED else plain
+    for name in names:
+        options = options_of(name)
+        query = matched_query(merge(model, options), data, width, reference)
         found.append(
             Arm(
                 name=name,
                 recipe="news/perconet",
-                options={**_flat(PRESETS[name]), "model.query": query},
-                tries=() if placebo else tries,
-                tuned_as="P3" if placebo else None,
+                options={**flat(options, "model."), "model.query": query},
+                tries=tries,
                 named=name in NAMED,
             )
         )
-    both = {"features.vectors": ["title", "abstract"]}
-    if not _has(data, "abstract"):
-        both = {"features.vectors": ["title"]}
-    fields: Point = {"features.items": [
-        {"source": f"category:{level}", "encoding": "vocabulary"} for level in _levels(data)
-    ]}  # fmt: skip
+    title: Point = {"features.vectors": ["title"], "features.items": [], "features.contexts": []}
+    texts = {**title, "features.vectors": ["title", "abstract"] if cross else ["title"]}
+    levels = _levels(data)
+    fields = [{"source": f"category:{n}", "encoding": "vocabulary"} for n in levels]
+    # What is known of entities is known to all alike.
+    shared = {k: v for k, v in model.get("persona", {}).items() if k in EntityOptions.model_fields}
+    entities = flat({"entity": shared}, "model.") if shared else {}
     rivals: dict[str, tuple[str, Point]] = {
-        "nrms-title": ("news/nrms", {"features.vectors": ["title"]}),
-        "nrms": ("news/nrms", both),
-        "naml": ("news/naml", {**both, **fields}),
-        "naml-no-category": ("news/naml", both),
-        "lstur": ("news/lstur", {**both, **fields}),
-        "kred": ("news/kred", both),
+        "nrms-title": ("news/nrms", title),
+        "nrms": ("news/nrms", texts),
+        "naml": ("news/naml", {**texts, "features.items": fields}),
+        "naml-no-category": ("news/naml", texts),
+        "lstur": ("news/lstur", {**texts, "features.items": fields}),
+        "kred": ("news/kred", {**texts, **entities}),
     }
-    if not _levels(data):
+    if not cross:
+        del rivals["nrms-title"]
+    if not levels:
         del rivals["naml"]
     return found + [
-        Arm(name=name, recipe=recipe, options=options, tries=plain)
+        Arm(name=name, recipe=recipe, options=options, tries=tries)
         for name, (recipe, options) in rivals.items()
     ]
-
-
-def usable(data: Prepared) -> list[str]:
-    """Arms of PerCoNet that the data allow: without abstracts there is no claim 2."""
-    without = () if _has(data, "abstract") else ("V1", "V2", *_CONTRASTED)
-    return [name for name in PERCONET if name not in without]
 
 
 def claims(metrics: tuple[str, ...], cross: bool) -> list[Claim]:
@@ -101,7 +99,7 @@ def claims(metrics: tuple[str, ...], cross: bool) -> list[Claim]:
 
 def weights_of(options: dict[str, Any], data: Prepared, width: int) -> int:
     """Trainable numbers of a model that act when it scores: those of the contrast do not."""
-    return _count(_built(options, data, width))
+    return acting(_built(options, data, width))
 
 
 def matched_query(options: dict[str, Any], data: Prepared, width: int, wanted: int) -> int:
@@ -131,21 +129,21 @@ def _built(options: dict[str, Any], data: Prepared, width: int) -> Perconet:
     return Perconet.from_config(PerconetConfig(**dict(chosen), fitted=fitted), features)
 
 
-def _count(model: Perconet) -> int:
-    contrast = set() if model.heads is None else {id(p) for p in model.heads.parameters()}
-    return sum(p.numel() for p in model.parameters() if id(p) not in contrast)
+def acting(model: Ranker) -> int:
+    """Numbers of a model that learn and act when it scores."""
+    left: set[int] = set()
+    if isinstance(model, Perconet):
+        only_contrast = [n for n in model.items.fields if n not in model.items.fused]
+        unused = [model.heads] if model.heads is not None else []
+        for name in only_contrast:
+            unused += [model.items.projections[name], model.items.norms[name]]
+        left = {id(p) for module in unused for p in module.parameters()}
+    return sum(p.numel() for p in model.parameters() if p.requires_grad and id(p) not in left)
 
 
-def _flat(options: dict[str, Any], prefix: str = "model") -> Point:
-    out: Point = {}
-    for key, value in options.items():
-        name = f"{prefix}.{key}"
-        out |= _flat(value, name) if isinstance(value, dict) else {name: value}
-    return out
-
-
-def _has(data: Prepared, field: str) -> bool:
-    column = data.dataset.table("items", [field])[field]
+def has_abstracts(data: Prepared) -> bool:
+    """Whether any news has one."""
+    column = data.dataset.table("items", ["abstract"])["abstract"]
     return column.null_count < len(column)
 
 

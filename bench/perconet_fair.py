@@ -24,8 +24,9 @@ from bench.fair.results import (
 )
 from bench.fair.slices import news_slices
 from bench.fair.study import Sizes, Study, run_study
-from bench.perconet_arms import PLACEBOS, arms, claims, usable
+from bench.perconet_arms import PLACEBOS, acting, arms, claims, has_abstracts
 from bench.perconet_faithful import faithfulness
+from raysys.artifacts.run import load_run
 from raysys.data.dataset import Dataset
 from raysys.data.prepared import Prepared, prepare
 from raysys.llm.vectors import VectorTable
@@ -98,6 +99,8 @@ def markdown(result: Figures) -> str:
             found = result[name]
             parts.append(f"{title}. {tables(found, 'P3', found['headline'])}")
             parts.append(f"Deletion faithfulness: {_told(found['faithfulness'])}.")
+            weights = ", ".join(f"{arm} {n:,}" for arm, n in found["weights"].items())
+            parts.append(f"Weights that act when an arm scores: {weights}.")
     return "\n\n".join(parts)
 
 
@@ -131,18 +134,20 @@ def _studied(
     replicates: int,
 ) -> Figures:
     data = prepare(Dataset(folder))
-    names = usable(data)
+    cross = has_abstracts(data)
     # Every text is encoded now, with each way of reading; trainings side by side only read.
-    vectors, width, table = _encoded(base, folder, "V2" in names, data)
+    vectors, width, table = _encoded(base, folder, cross, data)
     base = {**base, "vector_table": str(table)}
-    every = arms(base, data, width)
-    chosen = [a for a in every if a.recipe != "news/perconet" or a.name in names]
+    chosen = arms(base, data, width)
     studied = chosen if name == "data" else [arm for arm in chosen if arm.named]
     study = run_study(studied, base, folder, where, sizes)
     scores = cheap(data, users, vectors)
-    found = _reported(study, data, "V2" in names, scores, replicates)
+    found = _reported(study, data, cross, scores, replicates)
     found |= {"data": folder, "window": 50}
     runs = [where / "runs" / "P3" / f"seed-{seed}" for seed in study.systems["P3"].rows]
+    found["weights"] = {
+        arm.name: acting(load_run(where / "runs" / arm.name / "seed-0").model) for arm in studied
+    }
     found["faithfulness"] = faithfulness(data, runs, users, replicates)
     found["leak_tests"] = leaks_of("P3", chosen, base, data, study, where, users, scores)
     write_page(found, where, "P3", found["headline"])
@@ -150,18 +155,19 @@ def _studied(
 
 
 def _encoded(
-    base: Figures, folder: str, joint: bool, data: Prepared
+    base: Figures, folder: str, cross: bool, data: Prepared
 ) -> tuple[np.ndarray, int, Path]:
-    """The frozen vectors [2 + N, D] of titles, D, and the table they are in."""
-    fields = ["title", "abstract", "title_abstract"] if joint else ["title"]
-    arm = Arm(name="vectors", recipe="news/nrms", options={"features.vectors": fields})
+    """The frozen vectors [2 + N, D] of what the arms read, D, and the table they are in."""
+    fields = ["title", "abstract", "title_abstract"] if cross else ["title"]
+    given = {"features.vectors": fields, "features.items": [], "features.contexts": []}
+    arm = Arm(name="vectors", recipe="news/nrms", options=given)
     config = arm.config(base, {}, 0, {"data": folder})
     assert isinstance(config, RankerRecipe)
     ready(config)
     table = table_path(config, data.dataset)
-    titles = VectorTable(table).bound("item", "title", data.item_ids, config.encoder.identity())
-    padded = np.concatenate([np.zeros((2, titles.shape[1]), np.float32), titles])
-    return padded, titles.shape[1], table
+    read = VectorTable(table).bound("item", fields[-1], data.item_ids, config.encoder.identity())
+    padded = np.concatenate([np.zeros((2, read.shape[1]), np.float32), read])
+    return padded, read.shape[1], table
 
 
 def _reported(
@@ -185,7 +191,15 @@ def _word(result: Figures, claim: str, pairs: tuple[tuple[str, str], ...]) -> st
     if lost:
         return f"not supported: not shown is {', '.join(lost)}"
     placebo = result.get("placebo")
-    if placebo is not None and claim != "C2" and any(_beaten(placebo, a, b) for a, b in pairs):
+    if placebo is not None and claim != "C2":
+        leak = failed_leak(placebo)
+        if leak is not None:
+            return f"not to be trusted: {leak} failed on the placebo"
+    if (
+        placebo is not None
+        and claim != "C2"
+        and any(_rows(placebo, a, b, "supported") for a, b in pairs)
+    ):
         return "not supported: it also wins where readers do not care for entities"
     if found["planted"]:
         return "supported on planted data, which test the code and not the claim"

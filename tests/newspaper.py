@@ -24,6 +24,7 @@ from raysys.training import InProcessReporter
 from raysys.training.reporter import InterruptedRunError
 
 NEWS, ENTITIES, TEXT = 40, 12, 6
+LATE = 6  # news that only the days of validation and test know
 WIDTHS = {"title": TEXT, "abstract": TEXT, "title_abstract": TEXT}
 SMALL = {"width": 8, "heads": 2, "query": 4, "history_length": 10, "dropout": 0.0,
          "contrast": {"width": 4}, "persona": {"clicks": 10, "size": 5, "buckets": 7}}  # fmt: skip
@@ -132,7 +133,9 @@ def train(ranker: Ranker, batches: list[Batch], lr: float = 0.02, epochs: int = 
     ranker.eval()
 
 
-def write(folder: Path, *, days: int = 10, users: int = 30, seed: int = 0) -> Path:
+def write(
+    folder: Path, *, days: int = 10, users: int = 30, seed: int = 0, abstracts: bool = True
+) -> Path:
     """A data set: two impressions per user and day; the last two days are valid and test."""
     rng = np.random.default_rng(seed)
     liked = rng.integers(0, ENTITIES, users)
@@ -142,12 +145,13 @@ def write(folder: Path, *, days: int = 10, users: int = 30, seed: int = 0) -> Pa
         entities = rng.choice(ENTITIES, 2, replace=False).tolist() if n % 5 else []
         named.append(set(entities))
         told = " and ".join(f"person{e}" for e in entities) or "nobody"
+        abstract = f"It happened that {told} did thing {n % 4}"
         items.append(
             dict(
                 item_id=f"n{n}",
                 kind="news",
                 title=f"News {n} about {told}",
-                abstract=None if n % 7 == 0 else f"It happened that {told} did thing {n % 4}",
+                abstract=abstract if n % 7 and abstracts else None,
                 category=["news", f"c{n % 3}"],
                 entities=[
                     dict(id=f"Q{e}", label=f"person{e}", type="PO"[e % 2], confidence=0.9,
@@ -162,7 +166,7 @@ def write(folder: Path, *, days: int = 10, users: int = 30, seed: int = 0) -> Pa
         for day in range(days):
             for half in range(2):
                 ts = day * DAY + half * DAY // 2 + user
-                listed = rng.choice(NEWS, 6, replace=False)
+                listed = rng.choice(NEWS if day >= days - 2 else NEWS - LATE, 6, replace=False)
                 likely = [0.9 if liked[user] in named[n] else 0.1 for n in listed]
                 clicks = [f"n{n}" for n, p in zip(listed, likely, strict=True) if rng.random() < p]
                 shown.append(

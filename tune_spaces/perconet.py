@@ -20,7 +20,7 @@ def space() -> Space:
         },
         grid={
             "model.contrast.temperature": (0.05, 0.1, 0.2, 0.5),  # τ
-            "model.contrast.weight": (0.01, 0.03, 0.1, 0.3, 1.0),  # λ
+            "model.contrast.weight": (0.0, 0.01, 0.05, 0.1, 0.3, 1.0),  # λ
         },
         at_best=True,
         curve="model.contrast.weight",

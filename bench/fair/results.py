@@ -11,7 +11,7 @@ from bench.fair.judge import Claim, Judged, differences, judge, part, values
 from bench.fair.slices import Mask
 from bench.fair.study import Study
 from raysys.data.prepared import Prepared
-from raysys.errors import ConfigError
+from raysys.errors import ConfigError, MetricError
 from raysys.metrics import gap_share
 from raysys.metrics.baselines import GBDT, baseline_metrics, compute_baselines, oracle_scores
 from raysys.metrics.blocks import Floats
@@ -162,17 +162,19 @@ def gains(
 
 
 def sliced(systems: dict[str, System], parts: Mapping[str, Mask], metric: str) -> dict[str, Any]:
-    """The metric of every arm on every slice that holds clicks and other rows."""
+    """The metric of every arm on every slice that holds clicks and other rows, in one group at
+    least."""
     out: dict[str, Any] = {}
     for name, mask in parts.items():
         cut = {arm: part(system, mask) for arm, system in systems.items()}
         first = next(iter(cut.values())).rows[0][""]
         if not 0 < int(first.click.sum()) < len(first):
             continue
-        out[name] = {
-            "rows": int(mask.sum()),
-            metric: {arm: values(system, [metric])[metric].mean for arm, system in cut.items()},
-        }
+        try:
+            means = {arm: values(system, [metric])[metric].mean for arm, system in cut.items()}
+        except MetricError:
+            continue
+        out[name] = {"rows": int(mask.sum()), metric: means}
     return out
 
 

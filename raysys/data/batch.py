@@ -23,7 +23,9 @@ class Batch:
     history_context [B, L, F] int64; history_behaviour [B, L] int64;
     history_age_s [B, L] float32 seconds; history_length [B] int64 before the choice of L;
     candidates [B, C] int64; candidate_mask [B, C] bool, True = real;
-    clicks, orders [B, C] float32 labels, None when scoring.
+    clicks, orders [B, C] float32 labels, None when scoring;
+    owner [B] int64: where in the histories those of the user begin, the same for all requests of
+    a user; None where nobody asks.
     """
 
     context: Tensor
@@ -37,6 +39,7 @@ class Batch:
     candidate_mask: Tensor
     clicks: Tensor | None = None
     orders: Tensor | None = None
+    owner: Tensor | None = None
 
     def __len__(self) -> int:
         """B."""
@@ -144,6 +147,7 @@ class Collator:
             candidate_mask=tensor(pointers.candidates != 0),
             clicks=None if clicks is None else tensor(clicks),
             orders=None if orders is None else tensor(orders),
+            owner=tensor(pointers.start),
         )
 
 

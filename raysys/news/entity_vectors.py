@@ -17,12 +17,10 @@ class EntityVectors(nn.Module):
         self.types, self.count = fitted.types, options.buckets
         self.frozen_steps = fitted.frozen_steps
         width = fitted.entity_width
-        shipped = torch.zeros(1 + fitted.entities, width)
-        self.shipped: Tensor
-        if options.tuned and options.vectors == "shipped":
-            self.shipped = nn.Parameter(shipped)
-        else:
-            self.register_buffer("shipped", shipped, persistent=False)
+        # An embedding, so that no weight decay reaches rows that are not read.
+        self.tuned = options.tuned and options.vectors == "shipped"
+        none = torch.zeros(1 + fitted.entities, width)
+        self.shipped = nn.Embedding.from_pretrained(none, freeze=not self.tuned)
         self.by_type = nn.Embedding(1 + len(fitted.types), width)
         self.hashed = nn.Embedding(options.buckets, width)
         for table in (self.by_type, self.hashed):
@@ -47,11 +45,9 @@ class EntityVectors(nn.Module):
         self.bucket_of = torch.from_numpy(table.buckets(self.count)).to(device)
         shipped = torch.tensor(table.vectors).to(device)
         self.has = (shipped != 0).any(1)
-        if not isinstance(self.shipped, nn.Parameter):
-            self.shipped = shipped
-        elif not self.shipped.detach().any():
+        if not self.tuned or not self.shipped.weight.detach().any():
             with torch.no_grad():
-                self.shipped.copy_(shipped)
+                self.shipped.weight.copy_(shipped)
 
     def freeze(self) -> None:
         """Compute all rows once."""
@@ -78,7 +74,7 @@ class EntityVectors(nn.Module):
         return self._encode(entities)
 
     def _encode(self, entities: Tensor) -> Tensor:
-        shipped = nn.functional.embedding(entities, self.shipped)
+        shipped = self.shipped(entities)
         if int(self.steps) < self.frozen_steps:
             shipped = shipped.detach()
         own = self.by_type(self.type_of[entities]) + self.hashed(self.bucket_of[entities])

@@ -17,6 +17,7 @@ from raysys.news.entities import EntityFit, EntityOptions, EntityTable
 from raysys.news.entity_vectors import EntityVectors
 
 Positive = Annotated[int, Field(ge=1)]
+_AT_ONCE = 4096  # rows that are encoded together when a catalogue is frozen
 
 
 class KREDOptions(BaseModel):
@@ -38,10 +39,10 @@ class KREDConfig(KREDOptions):
 
 
 class KnowledgeEncoder(ItemEncoder):
-    """Catalogue rows [...] → r [..., width] = tanh(W [x; Σ_e α_e e]).
+    """Catalogue rows [...] → r [..., width] = LN(W [x; Σ_e α_e e]).
 
-    x: all text vectors side by side; α_e = softmax_e(MLP([x W_x; e])) over the entities of the
-    news, zeros without one (KRED, Liu et al., RecSys 2020, §3.4, without the graph around the
+    x: all text vectors side by side; α_e = softmax_e(v·ReLU(W_x x + W_e e)) over the entities of
+    the news, zeros without one (KRED, Liu et al., RecSys 2020, §3.4, without the graph around the
     entities, which no data set here ships).
     """
 
@@ -49,10 +50,11 @@ class KnowledgeEncoder(ItemEncoder):
         super().__init__((), 1, features.vectors, config.width)
         texts, entity = self.width, config.fitted.entity_width
         self.entities = EntityVectors(config.entity, config.fitted)
-        self.score = nn.Sequential(
-            nn.Linear(texts + entity, config.attention), nn.ReLU(), nn.Linear(config.attention, 1)
-        )
+        self.by_text = nn.Linear(texts, config.attention)
+        self.by_entity = nn.Linear(entity, config.attention, bias=False)
+        self.score = nn.Linear(config.attention, 1)
         self.join = nn.Linear(texts + entity, config.width)
+        self.norm = nn.LayerNorm(config.width)
         self.width = config.width
         self.news: Tensor
         self.register_buffer("news", torch.zeros(0, dtype=torch.int64), persistent=False)
@@ -62,14 +64,27 @@ class KnowledgeEncoder(ItemEncoder):
         self.entities.bind(table)
         self.news = torch.tensor(table.news).to(self.news.device)
 
+    def freeze(self) -> None:
+        """See `ItemEncoder`; in parts, because entities multiply what a row needs."""
+        with torch.no_grad():
+            everything = torch.arange(len(self.codes), device=self.codes.device)
+            self.table = torch.cat([self._encode(some) for some in everything.split(_AT_ONCE)])
+
+    def forward(self, rows: Tensor) -> Tensor:
+        """See `ItemEncoder`; each news of a batch is encoded once."""
+        if self.table is not None:
+            return nn.functional.embedding(rows, self.table)
+        unique, inverse = torch.unique(rows, return_inverse=True)
+        return nn.functional.embedding(inverse, self._encode(unique))
+
     def _encode(self, rows: Tensor) -> Tensor:
         x = super()._encode(rows)
         named = self.news[rows]
         e = self.entities(named)
-        wide = x.unsqueeze(-2).expand(*e.shape[:-1], x.shape[-1])
-        alpha = masked_softmax(self.score(torch.cat([wide, e], -1)).squeeze(-1), named != 0)
+        hidden = torch.relu(self.by_text(x).unsqueeze(-2) + self.by_entity(e))
+        alpha = masked_softmax(self.score(hidden).squeeze(-1), named != 0)
         pooled = (alpha.unsqueeze(-1) * e).sum(-2)
-        joined: Tensor = torch.tanh(self.join(torch.cat([x, pooled], -1)))
+        joined: Tensor = self.norm(self.join(torch.cat([x, pooled], -1)))
         # The padding row stays zero.
         return joined * (rows != 0).unsqueeze(-1).to(joined.dtype)
 

@@ -10,7 +10,7 @@ from raysys.layers.embedding import ItemEncoder
 
 
 class ViewEncoder(ItemEncoder):
-    """Catalogue rows [...] → r [..., width] = Σ_v α_v r_v over the views of a news.
+    """Catalogue rows [...] → r [..., width] = LN(Σ_v α_v r_v) over the views of a news.
 
     A view is a text field, r_v = ReLU(W x_v), or an item field such as the category,
     r_v = ReLU(W emb); α by additive attention, as NAML combines title, body and categories
@@ -26,6 +26,8 @@ class ViewEncoder(ItemEncoder):
         self.count = len(features.item_cardinalities)
         self.dense = nn.ModuleList(nn.Linear(field_dim, width) for _ in range(self.count))
         self.attention = AdditivePooling(width, query)
+        # Sentence vectors have length 1; without it scores would begin near 0 and stay there long.
+        self.norm = nn.LayerNorm(width)
 
     def _encode(self, rows: Tensor) -> Tensor:
         flat = super()._encode(rows.flatten())
@@ -34,10 +36,10 @@ class ViewEncoder(ItemEncoder):
         views = list(texts.split(self.width, 1))
         present = [(text != 0).any(1) for text in views]
         codes = self.codes[rows.flatten()]
-        for place, (dense, field) in enumerate(
-            zip(self.dense, fields.split(self.field_dim, 1), strict=True)
-        ):
+        for place, dense in enumerate(self.dense):
+            field = fields[:, place * self.field_dim : (place + 1) * self.field_dim]
             views.append(dense(field))
             present.append(codes[:, place] != 0)
         stacked, mask = torch.relu(torch.stack(views, 1)), torch.stack(present, 1)
-        return self.attention(stacked, mask).view(*rows.shape, self.width)
+        r = self.norm(self.attention(stacked, mask)) * mask.any(1, keepdim=True)
+        return r.view(*rows.shape, self.width)

@@ -46,9 +46,10 @@ class Prominence(nn.Module):
         self.confidence: Tensor
         self.idf: Tensor
         self.drawn: Tensor
+        self.owner: Tensor
         self.popular: Tensor
         self.popular_weight: Tensor
-        for name in ("news", "drawn", "popular"):
+        for name in ("news", "drawn", "owner", "popular"):
             self.register_buffer(name, torch.zeros(0, dtype=torch.int64), persistent=False)
         for name in ("confidence", "idf", "popular_weight"):
             self.register_buffer(name, torch.zeros(0), persistent=False)
@@ -59,18 +60,19 @@ class Prominence(nn.Module):
         for name in ("news", "confidence", "idf"):
             setattr(self, name, torch.tensor(getattr(table, name)).to(device))
         if placebo is not None:
-            for name in ("drawn", "popular", "popular_weight"):
+            for name in ("drawn", "owner", "popular", "popular_weight"):
                 setattr(self, name, torch.tensor(getattr(placebo, name)).to(device))
 
-    def forward(self, clicks: Tensor, mask: Tensor) -> Persona:
-        """clicks [B, L] catalogue rows, newest first; mask [B, L] bool (True = real)."""
+    def forward(self, clicks: Tensor, mask: Tensor, owner: Tensor | None = None) -> Persona:
+        """clicks [B, L] catalogue rows, newest first; mask [B, L] bool (True = real); owner [B]:
+        whose they are, see `Batch`, which the placebo `shuffled` asks."""
         size = self.options.size
         if self.options.placebo == "popular":
             told = mask.any(1, keepdim=True)
             entities = self.popular[None] * told
             return Persona(entities, self.popular_weight[None] * told)
         if self.options.placebo == "shuffled":
-            clicks, mask = self._others(clicks, mask)
+            clicks, mask = self._others(clicks, mask, owner)
         entities, parts = self.mentions(clicks, mask)
         # Of few mentions, too, K are kept: padding is no entity.
         pad = (0, size)
@@ -123,20 +125,20 @@ class Prominence(nn.Module):
             weight = weight * idf
         return weight
 
-    def _others(self, clicks: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """Clicks of drawn users with about as many; the same for a request in any batch."""
-        length = mask.sum(1)
+    def _others(self, clicks: Tensor, mask: Tensor, owner: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Clicks of drawn users with about as many; the same for a request in any batch, and never
+        those of its own user."""
+        length = mask.sum(1).clamp(max=self.options.clicks)
         bins, wanted = _bin((self.drawn != 0).sum(1)), _bin(length)
         begin = torch.searchsorted(bins, wanted)
         size = torch.searchsorted(bins, wanted, right=True) - begin
-        place = mixed(self.options.placebo_seed, (clicks * mask).sum(1), length)
-        place = place.remainder(size.clamp(min=1))
-        row = (begin + place).clamp(max=len(self.drawn) - 1)
-        # His own clicks are no placebo, so the next user's; of a kind of his own he has nobody's.
-        same = self.drawn[row, 0] == clicks[:, 0]
-        row = torch.where(same, begin + (place + 1).remainder(size.clamp(min=1)), row)
-        row = row.clamp(max=len(self.drawn) - 1)
-        found = self.drawn[row] * ((size > 0) & (length > 0)).unsqueeze(1)
+        draw = mixed(self.options.placebo_seed, (clicks * mask).sum(1), length)
+        # Where nobody has about as many, whoever comes next.
+        row = (begin + draw.remainder(size.clamp(min=1))).clamp(max=len(self.drawn) - 1)
+        if owner is not None:
+            beside = torch.where(row + 1 < len(self.drawn), row + 1, row - 1)
+            row = torch.where(self.owner[row] == owner, beside, row)
+        found = self.drawn[row] * (length > 0).unsqueeze(1)
         return found, found != 0
 
 

@@ -9,16 +9,18 @@ import numpy.typing as npt
 from raysys.data.columns import ColumnFolder
 
 _FOLDER = "persona_placebo"
-_ARRAYS = ("drawn", "popular", "popular_weight")
+_ARRAYS = ("drawn", "owner", "popular", "popular_weight")
 
 
 @dataclass(frozen=True)
 class Placebo:
     """drawn [S, L]: catalogue rows of the newest clicks of drawn users, ascending by their number,
-    newest first, 0 behind the last; popular [K], popular_weight [K]: entities of the persona of all
+    newest first, 0 behind the last; owner [S]: where each one's history begins; popular [K],
+    popular_weight [K]: entities of the persona of all
     users together and their π."""
 
     drawn: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros((0, 1), np.int64))
+    owner: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
     popular: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
     popular_weight: npt.NDArray[np.float32] = field(default_factory=lambda: np.zeros(0, np.float32))
 

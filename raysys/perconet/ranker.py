@@ -191,7 +191,7 @@ class Perconet(NewsRanker):
                 candidates.new_zeros(size, count, 1),
                 candidates.new_zeros(size, 1, self.options.width),
             )
-        persona = self.prominence(batch.history_items, batch.history_mask)
+        persona = self.prominence(batch.history_items, batch.history_mask, batch.owner)
         e = self.vectors(persona.entities)
         logits = persona.weight.clamp(min=1e-12).log().unsqueeze(1)
         if "key" in self.explicit:
@@ -298,56 +298,55 @@ class Perconet(NewsRanker):
         shares = (same * parts[:, None]).sum(-1) * persona.mask.unsqueeze(-1)
         return shares / shares.sum(-1, keepdim=True).clamp(min=1e-12)
 
-    def explain_persona(self, batch: Batch, catalogue: Catalogue) -> list[list[PersonaExplanation]]:
+    def explain_persona(
+        self, batch: Batch, catalogue: Catalogue
+    ) -> list[list[PersonaExplanation]] | None:
         """Per request and candidate (§2.4): every entity of the persona with its contribution, the
         clicks behind it and whether the candidate names it; with the latent part and the default
-        they add up to the score."""
-        parts = self.parts(batch)
+        they add up to the score. None for a latent user, who has no persona."""
         if self.explicit is None or self.table is None:
-            return [
-                [
-                    PersonaExplanation(entities=(), latent=float(a), default=float(b), gate=0.0)
-                    for a, b in zip(clicks.sum(-1), rest, strict=True)
-                ]
-                for clicks, rest in zip(parts.clicks, parts.rest, strict=True)
-            ]
-        support = self.support(batch, parts.persona)
-        names = self.prominence.news[batch.candidates]
+            return None
+        parts, table = self.parts(batch), self.table
+        support = (self.support(batch, parts.persona) > 0).tolist()
+        named = self.prominence.news[batch.candidates].tolist()
+        entities, weight = parts.persona.entities.tolist(), parts.persona.weight.tolist()
+        told, gate = parts.entities.tolist(), parts.gate.tolist()
+        latent, default = parts.clicks.sum(-1).tolist(), parts.rest.tolist()
         out = []
-        for row in range(len(batch)):
-            entities = parts.persona.entities[row].tolist()
-            behind = [
-                tuple(
-                    _id(catalogue, int(batch.history_items[row, place]))
-                    for place in torch.nonzero(support[row, k]).flatten().tolist()
-                    if int(batch.history_items[row, place]) >= FIRST
+        for row, count in enumerate(batch.candidate_mask.sum(1).tolist()):
+            items = batch.history_items[row].tolist()
+            known = [_id(catalogue, item) if item >= FIRST else None for item in items]
+            some = [(k, entity) for k, entity in enumerate(entities[row]) if entity]
+            behind = {
+                k: tuple(
+                    name
+                    for name, does in zip(known, support[row][k], strict=False)
+                    if does and name is not None
                 )
-                for k in range(len(entities))
-            ]
-            found = []
-            for column in range(int(batch.candidate_mask[row].sum())):
-                told = set(names[row, column].tolist())
-                found.append(
+                for k, _ in some
+            }
+            out.append(
+                [
                     PersonaExplanation(
                         entities=tuple(
                             EntityPart(
-                                id=self.table.ids[entity - 1],
-                                label=self.table.labels[entity - 1] or None,
-                                type=self.table.types[entity - 1] or None,
-                                weight=float(parts.persona.weight[row, k]),
-                                contribution=float(parts.entities[row, column, k]),
+                                id=table.ids[entity - 1],
+                                label=table.labels[entity - 1] or None,
+                                type=table.types[entity - 1] or None,
+                                weight=weight[row][k],
+                                contribution=told[row][column][k],
                                 clicks=behind[k],
-                                match=entity in told,
+                                match=entity in named[row][column],
                             )
-                            for k, entity in enumerate(entities)
-                            if entity
+                            for k, entity in some
                         ),
-                        latent=float(parts.clicks[row, column].sum()),
-                        default=float(parts.rest[row, column]),
-                        gate=float(parts.gate[row, column]),
+                        latent=latent[row][column],
+                        default=default[row][column],
+                        gate=gate[row][column],
                     )
-                )
-            out.append(found)
+                    for column in range(count)
+                ]
+            )
         return out
 
 

@@ -25,6 +25,7 @@ from raysys.data.batch import Batch
 from raysys.data.contexts import FIRST
 from raysys.data.dataset import Dataset
 from raysys.data.prepared import prepare
+from raysys.layers.losses import sampled_softmax
 from raysys.metrics import leaks
 from raysys.news.entities import fit_entities
 from raysys.perconet.config import PersonaOptions
@@ -70,6 +71,7 @@ def test_01_scores_do_not_change_with_the_other_users_of_the_batch(user: str, pl
     drawn = paper.batch(5, 30).history_items.numpy()
     dealt = Placebo(
         drawn=drawn[np.argsort((drawn != 0).sum(1), kind="stable")],
+        owner=np.arange(30),
         popular=np.array([3, 1]),
         popular_weight=np.array([0.75, 0.25], np.float32),
     )
@@ -253,6 +255,9 @@ def test_05_no_later_click_enters_persona_or_document_frequency(tmp_path: Path) 
             last[row["user_id"]] = max(last.get(row["user_id"], 0), row["ts"])
     seen |= {e["item_id"] for e in clicked if e["ts"] < last.get(e["user_id"], 0)}
     assert max(last.values()) < cut
+    assert (
+        len(seen) <= paper.NEWS - paper.LATE < len({i for row in shown for i in row["candidates"]})
+    )
     named = [{e["id"] for e in item["entities"]} for item in items if item["item_id"] in seen]
     for row, entity in enumerate(table.ids, 1):
         df = sum(entity in some for some in named)
@@ -386,6 +391,11 @@ def test_07_two_workers_equal_one_on_the_global_batch(tmp_path: Path) -> None:
 def test_08_without_weight_the_loss_is_bitwise_the_plain_models() -> None:
     batches = [paper.batch(n, empty=False) for n in range(3)]
     plain, zero = paper.model(**PLAIN), paper.model(contrast={"weight": 0.0, "temperature": 0.7})
+    batch = batches[0]
+    bare, weight = sampled_softmax(plain.scores(batch), batch.candidate_mask)
+    loss, told = plain.eval().loss(batch)
+    assert torch.equal(loss, bare) and torch.equal(told, weight)
+    assert not torch.equal(paper.model().loss(batch)[0], bare)
     contrasted = paper.model()
     for name, value in plain.state_dict().items():
         assert torch.equal(contrasted.state_dict()[name], value), name
@@ -415,6 +425,11 @@ def test_09_contributions_add_up_to_the_score(user: str, act: str) -> None:
     found, told = model.explain_persona(batch, paper.catalogue()), scores(model, batch)
     weights = model.event_weights(batch)
     some = batch.history_mask.any(1)
+    if user == "latent":
+        assert found is None
+        torch.testing.assert_close(weights.sum(-1)[some], told[some], **CLOSE)
+        return
+    assert [len(row) for row in found] == batch.candidate_mask.sum(1).tolist()
     for row in range(len(batch)):
         for column in range(int(batch.candidate_mask[row].sum())):
             one = found[row][column]
@@ -438,9 +453,8 @@ def test_09_contributions_add_up_to_the_score(user: str, act: str) -> None:
                 assert part.match == (
                     entity in model.table.news[int(batch.candidates[row, column])]
                 )
-    if user != "latent":
-        assert any(part for row in found for one in row for part in one.entities)
-        assert (model.explain_persona(batch, paper.catalogue())[0][0].entities) == ()
+    assert any(part for row in found for one in row for part in one.entities)
+    assert found[0][0].entities == ()
 
 
 def test_09_the_score_is_the_formula_of_the_paper() -> None:

@@ -14,9 +14,11 @@ from typer.testing import CliRunner
 
 from raysys.artifacts.predictor import Predictor
 from raysys.cli.build import app
+from raysys.data.batch import Collator
 from raysys.data.dataset import Dataset, DatasetWriter
 from raysys.data.prepared import prepare
 from raysys.data.requests import Request
+from raysys.data.sampling import pointers_of
 from raysys.errors import ConfigError, DataError
 from raysys.news.entities import EntityOptions, EntityTable, fit_entities
 from raysys.options import resolve
@@ -155,29 +157,48 @@ def test_a_latent_user_needs_no_entities(data: Path, tmp_path: Path) -> None:
     assert found.exit_code != 0
 
 
-def test_placebos_deal_out_training_clicks(data: Path) -> None:
+@pytest.mark.parametrize("clicks", [4, 10, 50])
+def test_a_shuffled_persona_is_another_users(data: Path, clicks: int) -> None:
+    """On every training request, also in bins of one and of longer histories than are dealt."""
     prepared = prepare(Dataset(data))
     table = fit_entities(prepared, PersonaOptions())
-    clicks = training_clicks(prepared, 10)
-    assert clicks.shape[1] <= 10
-    assert (clicks[:, 0] > 0).all()
-    shuffled = PersonaOptions(clicks=10, placebo="shuffled")
-    dealt = fit_placebo(prepared, table, shuffled)
+    options = PersonaOptions(clicks=clicks, placebo="shuffled")
+    dealt = fit_placebo(prepared, table, options)
     assert dealt is not None
-    made = Prominence(shuffled)
+    made = Prominence(options)
     made.bind(table, dealt)
-    mask = torch.from_numpy(clicks > 0)
-    others, real = made._others(torch.from_numpy(clicks), mask)
-    length, found = (clicks > 0).sum(1), real.sum(1).numpy()
-    same = np.floor(np.log2(length)) == np.floor(np.log2(np.maximum(found, 1)))
-    assert same.all()
-    own = (others.numpy() == clicks[:, : others.shape[1]]).all(1)
-    assert own.mean() < 0.2
-    popular = PersonaOptions(clicks=10, size=4, placebo="popular")
-    everybody = fit_placebo(prepared, table, popular)
+    log = prepared.impressions
+    train = log.of("train")
+    collate = Collator(prepared.histories, prepared.codec, 50)
+    batch = collate(pointers_of(log, train, prepared.codec))
+    some = batch.history_mask.any(1)
+    others, real = made._others(batch.history_items, batch.history_mask, batch.owner)
+    assert torch.equal(real.any(1), some)
+    whose = {
+        tuple(row): owner for row, owner in zip(dealt.drawn.tolist(), dealt.owner, strict=True)
+    }
+    assert len(whose) == len(dealt.drawn)
+    found = np.array([whose[tuple(row)] for row in others[some].tolist()])
+    assert (found != batch.owner[some].numpy()).all()
+    # About as many clicks, where anybody has.
+    length = batch.history_mask.sum(1).clamp(max=clicks)[some].numpy()
+    lengths = (dealt.drawn != 0).sum(1)
+    near = np.isin(np.floor(np.log2(length)), np.floor(np.log2(lengths)))
+    alike = np.floor(np.log2(real.sum(1)[some].numpy())) == np.floor(np.log2(length))
+    assert alike[near].mean() > 0.9
+
+
+def test_everybodys_persona_is_that_of_training_clicks(data: Path) -> None:
+    prepared = prepare(Dataset(data))
+    table = fit_entities(prepared, PersonaOptions())
+    options = PersonaOptions(clicks=10, size=4, placebo="popular")
+    everybody = fit_placebo(prepared, table, options)
     assert everybody is not None
     assert len(everybody.popular) == 4
     assert float(everybody.popular_weight.sum()) == pytest.approx(1)
+    rows, owner = training_clicks(prepared, 10)
+    assert len(rows) == len(owner) and (rows[:, 0] > 0).all()
+    assert rows.max() < 2 + paper.NEWS - paper.LATE
 
 
 def test_tables_come_back_from_disk(tmp_path: Path) -> None:
@@ -189,13 +210,16 @@ def test_tables_come_back_from_disk(tmp_path: Path) -> None:
         assert np.array_equal(getattr(again, name), getattr(table, name))
 
 
+@pytest.mark.parametrize("fields", [True, False])
 @pytest.mark.parametrize("recipe_name", ["news/naml", "news/lstur", "news/kred"])
 def test_rivals_train_from_a_data_set_to_scores(
-    data: Path, tmp_path: Path, recipe_name: str
+    data: Path, tmp_path: Path, recipe_name: str, fields: bool
 ) -> None:
     over = ["model.width=8", "batch_size=32", "train.max_steps=3", "train.early_stopping=null"]
     if recipe_name != "news/kred":
-        over += ["model.query=4", 'features.items=[{encoding: vocabulary, source: "category:1"}]']
+        over += ["model.query=4"]
+        if fields:
+            over += ['features.items=[{encoding: vocabulary, source: "category:1"}]']
     config = resolve(recipe_of(recipe_name), None, over, {"data": str(data)})
     run(config, tmp_path / "r", show_progress=False)
     requests = [
@@ -253,13 +277,13 @@ def test_the_entity_table_learns_after_its_frozen_steps() -> None:
     for _ in range(4):
         model.zero_grad()
         model.loss(batch)[0].backward()
-        grad = model.vectors.shipped.grad
+        grad = model.vectors.shipped.weight.grad
         grads.append(0.0 if grad is None else float(grad.abs().sum()))
     assert grads[:2] == [0.0, 0.0]
     assert min(grads[2:]) > 0
-    assert torch.equal(model.vectors.shipped.detach(), torch.from_numpy(table.vectors))
+    assert torch.equal(model.vectors.shipped.weight.detach(), torch.from_numpy(table.vectors))
     fixed = paper.model(persona={"tuned": False})
-    assert "vectors.shipped" not in dict(fixed.named_parameters())
+    assert not fixed.vectors.shipped.weight.requires_grad
     other = replace(table, vectors=table.vectors * 2)
     fixed.bind_entities(other)
-    assert torch.equal(fixed.vectors.shipped, torch.from_numpy(other.vectors))
+    assert torch.equal(fixed.vectors.shipped.weight, torch.from_numpy(other.vectors))

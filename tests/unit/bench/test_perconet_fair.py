@@ -9,7 +9,7 @@ import pytest
 
 from bench import perconet_fair
 from bench.fair import study as study_module
-from bench.perconet_arms import arms, claims, usable, weights_of
+from bench.perconet_arms import arms, claims, weights_of
 from bench.perconet_fair import METRICS, verdict
 from raysys.data.dataset import Dataset
 from raysys.data.prepared import Prepared, prepare
@@ -33,15 +33,36 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
 
 def test_arms_are_tried_equally_often_and_no_two_are_the_same(data: Prepared) -> None:
     found = arms(BASE, data, WIDTH)
-    assert {len(arm.tries) for arm in found if arm.tuned_as is None} == {4}
-    configs = {}
-    for arm in found:
-        of = next(other for other in found if other.name == (arm.tuned_as or arm.name))
-        for point in of.tries:
-            configs[arm.name] = arm.config(BASE, point, 0, {"data": "D"})
+    # Placebos too: what they are held against must not be better tuned.
+    assert all(arm.tries == found[0].tries for arm in found)
+    assert len(found[0].tries) == 4
+    configs = {arm.name: arm.config(BASE, arm.tries[0], 0, {"data": "D"}) for arm in found}
     told = [config.model_dump_json() for config in configs.values()]
     assert len(set(told)) == len(told)
-    assert usable(data) == [name for name in configs if name[0] in "PXV"]
+    assert [name for name in configs if name[0] in "PXV"] == [
+        "P0", "P1", "P2", "P3", "X1", "X2", "V0", "V1", "V2", "V4", "V5", "V6",
+    ]  # fmt: skip
+    # Rivals read the same texts, and no ids of items.
+    rivals = {name: c for name, c in configs.items() if c.recipe != "news/perconet"}
+    assert len(rivals) == 6
+    for name, config in rivals.items():
+        fields = [field.source for field in config.features.items]
+        assert fields == (["category:1"] if name in ("naml", "lstur") else [])
+        assert config.features.vectors == (
+            ("title",) if name == "nrms-title" else ("title", "abstract")
+        )
+    assert rivals["kred"].model.entity.tuned == configs["P3"].model.persona.tuned
+    assert rivals["kred"].model.entity.buckets == configs["P3"].model.persona.buckets
+
+
+def test_news_without_abstracts_leave_the_second_claim_out(tmp_path: Path) -> None:
+    bare = prepare(Dataset(paper.write(tmp_path / "bare", abstracts=False)))
+    found = arms(BASE, bare, WIDTH)
+    configs = {arm.name: arm.config(BASE, arm.tries[0], 0, {"data": "D"}) for arm in found}
+    assert list(configs) == [
+        "P0", "P1", "P2", "P3", "X1", "X2", "nrms", "naml", "naml-no-category", "lstur", "kred",
+    ]  # fmt: skip
+    assert {config.features.vectors for config in configs.values()} == {("title",)}
 
 
 def test_arms_of_perconet_have_as_many_weights(data: Prepared) -> None:
@@ -54,6 +75,9 @@ def test_arms_of_perconet_have_as_many_weights(data: Prepared) -> None:
     for name, count in counts.items():
         assert abs(count / counts["P3"] - 1) <= 0.05, (name, counts)
     assert counts["P3"] < 1_000_000
+    # What only the contrast reads does not act: V5 is a model of titles.
+    plain = arms(BASE, data, WIDTH)[6].config(BASE, {}, 0, {"data": "D"}).model.model_dump()
+    assert weights_of(plain, data, WIDTH) == counts["V0"] == counts["V5"]
 
 
 def test_claims_are_those_of_the_paper() -> None:
@@ -152,7 +176,7 @@ def test_one_command_gives_figures_words_and_a_page_and_resumes(
         users=20, replicates=50,
     )  # fmt: skip
     result = perconet_fair.run(**options)
-    assert asked == [16, 18, *[1] * 5]
+    assert asked == [18, 18, *[1] * 5]
     found = result["data"]
     assert set(METRICS) <= set(found["arms"]["P3"])
     assert found["faithfulness"]["candidates"] > 0
@@ -163,5 +187,5 @@ def test_one_command_gives_figures_words_and_a_page_and_resumes(
     assert "No published figures compared" in page and "| P3 | 1 |" in page
     assert (tmp_path / "out" / "data" / "differences.png").is_file()
     again = perconet_fair.run(**options)
-    assert asked == [16, 18, *[1] * 5]
+    assert asked == [18, 18, *[1] * 5]
     assert again["data"]["claims"] == found["claims"]
