@@ -51,8 +51,8 @@ def exported(root: Path, runs: dict[str, Path]) -> dict[str, Path]:
     return files
 
 
-def test_inputs_are_the_batch_without_masks_and_labels() -> None:
-    derived = {"history_mask", "candidate_mask", "clicks", "orders"}
+def test_inputs_are_the_batch_without_masks_labels_and_owners() -> None:
+    derived = {"history_mask", "candidate_mask", "clicks", "orders", "owner"}
     assert {*export.INPUTS} == {field.name for field in fields(Batch)} - derived
 
 
