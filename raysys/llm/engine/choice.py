@@ -49,10 +49,10 @@ def choose(engine: Engine, backbone: Backbone, task: Task, rows: int) -> Chosen:
     return "vllm" if rows >= _worth_starting(backbone, task) else "transformers"
 
 
-def _worth_starting(backbone: Backbone, task: Task) -> float:
+def _worth_starting(backbone: Backbone, task: Task) -> int:
     """Rows from which on vLLM, which takes long to start, is done first."""
     if torch.cuda.is_available():
         return 10_000 if task == "embed" else 100
     if task == "generate":
-        return 50
-    return 1000 if backbone.causal else float("inf")
+        return 100
+    return 2000 if backbone.causal else 20_000
