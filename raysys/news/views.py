@@ -1,12 +1,20 @@
 """News vectors by attention over views: frozen text vectors and embedded fields (NAML)."""
 
+from abc import abstractmethod
+from typing import Annotated, Self
+
 import torch
+from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
+from raysys.data.batch import Batch
 from raysys.data.features import FeatureSpace
 from raysys.errors import ConfigError
 from raysys.layers.attention import AdditivePooling
 from raysys.layers.embedding import ItemEncoder
+from raysys.news.base import NewsRanker
+
+Positive = Annotated[int, Field(ge=1)]
 
 
 class ViewEncoder(ItemEncoder):
@@ -43,3 +51,46 @@ class ViewEncoder(ItemEncoder):
         stacked, mask = torch.relu(torch.stack(views, 1)), torch.stack(present, 1)
         r = self.norm(self.attention(stacked, mask)) * mask.any(1, keepdim=True)
         return r.view(*rows.shape, self.width)
+
+
+class ViewConfig(BaseModel):
+    """Options of a `ViewRanker`. Which views there are, features.vectors and features.items say."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    width: Positive = 256
+    query: Positive = 128
+    history_length: Positive = 50
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.2
+
+
+class ViewRanker(NewsRanker):
+    """score = u·r_c/√d over the news vectors of a `ViewEncoder`; a subclass makes u [B, d]."""
+
+    Config = ViewConfig
+
+    def __init__(self, features: FeatureSpace, config: ViewConfig) -> None:
+        super().__init__()
+        self.history_length = config.history_length
+        self.items = ViewEncoder(features, config.width, config.query)
+        self.dropout = nn.Dropout(config.dropout)
+        self.scale = config.width**-0.5
+
+    @classmethod
+    def from_config(cls, config: ViewConfig, features: FeatureSpace) -> Self:
+        """Build for fitted features."""
+        return cls(features, config)
+
+    @abstractmethod
+    def user(self, batch: Batch) -> Tensor:
+        """u [B, d]; zeros for an empty history."""
+
+    def scores(self, batch: Batch) -> Tensor:
+        """u·r_c/√d [B, C]."""
+        candidates = self.dropout(self.items(batch.candidates))
+        return torch.bmm(candidates, self.user(batch).unsqueeze(-1)).squeeze(-1) * self.scale
+
+    def likeness(self, batch: Batch) -> Tensor:
+        """r_l·r_c/√d [B, C, L] of every click and candidate."""
+        clicked, candidates = self.items(batch.history_items), self.items(batch.candidates)
+        return torch.bmm(candidates, clicked.transpose(1, 2)) * self.scale

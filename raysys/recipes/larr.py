@@ -5,7 +5,6 @@ training; the run keeps the vectors it needs, so that nothing is encoded when it
 """
 
 import logging
-from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -26,7 +25,7 @@ from raysys.larr.ranker import LarrDIN, LarrDINConfig, LarrFit
 from raysys.larr.table import SceneTable
 from raysys.llm.encoder import EncoderSpec
 from raysys.recipes import ranker
-from raysys.recipes.ranker import Built, RankerRecipe, RankingTask, table_path
+from raysys.recipes.ranker import Built, EveryWorker, RankerRecipe, RankingTask, table_path
 from raysys.training import (
     EarlyStopping,
     Loader,
@@ -106,27 +105,6 @@ class SceneTask(RankingTask):
                 cosine,
             )
         return {**values, "m_effective_rank": rank, "m_mean_cosine": cosine}
-
-
-class EveryWorker:
-    """A loader that gives an empty-handed worker a batch without labels and of weight 0."""
-
-    def __init__(self, inner: Loader[Batch]) -> None:
-        self.inner = inner
-        self.steps_per_epoch = inner.steps_per_epoch
-
-    def batch(self, epoch: int, step: int, part: int, parts: int) -> Batch | None:
-        """See `Loader`; never None."""
-        found = self.inner.batch(epoch, step, part, parts)
-        if found is not None:
-            return found
-        first = self.inner.batch(epoch, step, 0, parts)
-        assert first is not None
-        one = first.slice(0, 1)
-        labels = (one.clicks, one.orders)
-        clicks, orders = (None if x is None else torch.zeros_like(x) for x in labels)
-        mask = torch.zeros_like(one.candidate_mask)
-        return replace(one, candidate_mask=mask, clicks=clicks, orders=orders)
 
 
 class AlignTask:

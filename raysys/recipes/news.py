@@ -9,9 +9,8 @@ from raysys.data.features import FeatureConfig, FeatureSpace
 from raysys.data.prepared import Prepared
 from raysys.news.entities import EntityFit, fit_entities
 from raysys.news.kred import KRED, KREDConfig, KREDOptions
-from raysys.news.lstur import LSTURConfig
-from raysys.news.naml import NAMLConfig
 from raysys.news.nrms import NRMSConfig
+from raysys.news.views import ViewConfig
 from raysys.recipes import ranker
 from raysys.recipes.ranker import Built, Positive, RankerRecipe, calls_per_epoch
 from raysys.training import EarlyStopping, Session, TrainConfig
@@ -42,14 +41,14 @@ class NAMLRecipe(NewsRecipe):
     """`news/naml`; features.items: the category and other fields that are views."""
 
     recipe: Literal["news/naml"] = "news/naml"
-    model: NAMLConfig = NAMLConfig()
+    model: ViewConfig = ViewConfig()
 
 
 class LSTURRecipe(NewsRecipe):
     """`news/lstur`; features.items as for `news/naml`."""
 
     recipe: Literal["news/lstur"] = "news/lstur"
-    model: LSTURConfig = LSTURConfig()
+    model: ViewConfig = ViewConfig()
 
 
 class KREDRecipe(NewsRecipe):

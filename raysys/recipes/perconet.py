@@ -21,9 +21,8 @@ from raysys.perconet.presets import PRESETS
 from raysys.perconet.ranker import Perconet
 from raysys.perconet.views import text_groups
 from raysys.recipes import ranker
-from raysys.recipes.larr import EveryWorker
 from raysys.recipes.news import NewsRecipe
-from raysys.recipes.ranker import Built, RankerRecipe, RankingTask, calls_per_epoch
+from raysys.recipes.ranker import Built, EveryWorker, RankerRecipe, RankingTask, calls_per_epoch
 from raysys.training import Loader, Session
 
 

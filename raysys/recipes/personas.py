@@ -14,8 +14,8 @@ from raysys.data.histories import UNKNOWN_TS, Histories
 from raysys.data.mapping import progress_line
 from raysys.data.prepared import prepare
 from raysys.errors import ArtifactError, ConfigError, DataError
+from raysys.perconet.cards import PersonaTally, card_of
 from raysys.perconet.ranker import Perconet
-from raysys.perconet.store import PersonaTally, card_of
 
 
 class CardsReport(BaseModel):

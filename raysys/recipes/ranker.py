@@ -7,6 +7,7 @@ its defaults (`raysys.recipes.registry`).
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -151,6 +152,27 @@ class RankingTask(GroupedTask):
 
     def settle(self) -> None:
         """After training, before the run is written: leave what only training needs."""
+
+
+class EveryWorker:
+    """A loader that gives an empty-handed worker a batch without labels and of weight 0."""
+
+    def __init__(self, inner: Loader[Batch]) -> None:
+        self.inner = inner
+        self.steps_per_epoch = inner.steps_per_epoch
+
+    def batch(self, epoch: int, step: int, part: int, parts: int) -> Batch | None:
+        """See `Loader`; never None."""
+        found = self.inner.batch(epoch, step, part, parts)
+        if found is not None:
+            return found
+        first = self.inner.batch(epoch, step, 0, parts)
+        assert first is not None
+        one = first.slice(0, 1)
+        labels = (one.clicks, one.orders)
+        clicks, orders = (None if x is None else torch.zeros_like(x) for x in labels)
+        mask = torch.zeros_like(one.candidate_mask)
+        return replace(one, candidate_mask=mask, clicks=clicks, orders=orders)
 
 
 class Built(NamedTuple):

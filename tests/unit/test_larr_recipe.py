@@ -32,8 +32,8 @@ from raysys.larr.verbalise import joint_codes
 from raysys.llm.encoder import EncoderSpec, TextEncoder
 from raysys.metrics import evaluate
 from raysys.recipes import larr as larr_recipe
-from raysys.recipes.larr import EveryWorker, LarrRecipe, prepare_scene
-from raysys.recipes.ranker import loader, table_path
+from raysys.recipes.larr import LarrRecipe, prepare_scene
+from raysys.recipes.ranker import EveryWorker, loader, table_path
 from raysys.recipes.registry import run
 from raysys.recipes.split_scorer import SplitScorer
 from raysys.training import CheckpointStore, InterruptedRunError, Session, World

@@ -28,11 +28,11 @@ from raysys.data.prepared import prepare
 from raysys.layers.losses import sampled_softmax
 from raysys.metrics import leaks
 from raysys.news.entities import fit_entities
+from raysys.perconet.cards import PersonaTally
 from raysys.perconet.config import PersonaOptions
 from raysys.perconet.faithful import deletion
 from raysys.perconet.persona import Prominence
 from raysys.perconet.placebo import Placebo
-from raysys.perconet.store import PersonaTally
 from raysys.perconet.views import cross_view, text_groups
 from raysys.recipes.split_scorer import SplitScorer
 from raysys.training import World

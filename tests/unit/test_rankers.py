@@ -25,9 +25,10 @@ from raysys.data.schema import BEHAVIOURS
 from raysys.errors import ConfigError
 from raysys.news.entities import EntityFit, EntityTable
 from raysys.news.kred import KRED, KREDConfig
-from raysys.news.lstur import LSTUR, LSTURConfig
-from raysys.news.naml import NAML, NAMLConfig
+from raysys.news.lstur import LSTUR
+from raysys.news.naml import NAML
 from raysys.news.nrms import NRMS, NRMSConfig
+from raysys.news.views import ViewConfig
 
 ITEMS = 12
 FEATURES = FeatureSpace(
@@ -83,8 +84,8 @@ BUILD: dict[str, Callable[[], Ranker]] = {
         FEATURES,
     ),
     "nrms": lambda: NRMS.from_config(NRMSConfig(width=8, heads=2, query=4), FEATURES),
-    "naml": lambda: NAML.from_config(NAMLConfig(width=8, query=4), FEATURES),
-    "lstur": lambda: LSTUR.from_config(LSTURConfig(width=8, query=4), FEATURES),
+    "naml": lambda: NAML.from_config(ViewConfig(width=8, query=4), FEATURES),
+    "lstur": lambda: LSTUR.from_config(ViewConfig(width=8, query=4), FEATURES),
     "kred": lambda: KRED.from_config(
         KREDConfig(
             width=8, attention=4,
