@@ -77,6 +77,36 @@ def world(
     _written(make_world(config, out, mapper, overwrite=overwrite), out, as_json)
 
 
+@make.command("readers")
+def readers(
+    news: Annotated[Path, typer.Option(help="Data set folder whose items are the articles.")],
+    out: Out,
+    overrides: Overrides = None,
+    users: Annotated[int, typer.Option(help="Number of readers.")] = 2000,
+    days: Annotated[int, typer.Option(help="Length of the period.")] = 60,
+    seed: Annotated[int, typer.Option(help="Same seed, same bytes.")] = 0,
+    taste: Annotated[int, _effect("taste")] = 1,
+    entity: Annotated[int, _effect("entity")] = 1,
+    abstract: Annotated[int, _effect("abstract")] = 1,
+    workers: Annotated[int, typer.Option(min=0, help="Ray workers; 0 writes in this process.")] = 0,
+    overwrite: Overwrite = False,
+    as_json: AsJson = False,
+) -> None:
+    """Let simulated readers, entity-driven, topic-driven and mixed, read real news.
+
+    Their clicks are drawn from a law that is known; nobody read these articles so.
+    """
+    effects = {"taste": taste, "entity": entity, "abstract": abstract}
+    further = parse_overrides(overrides or [])
+    for key in ("articles_per_day", "named_entities"):
+        if key in further:
+            raise ConfigError(f"make readers: {key} comes from the articles of --news")
+    values = {"users": users, "days": days, "seed": seed, "kind": "readers", "effects": effects}
+    config = validate(WorldConfig, merge(values, further), "readers")
+    mapper = RayMapper(workers) if workers else LocalMapper()
+    _written(make_world(config, out, mapper, news=news, overwrite=overwrite), out, as_json)
+
+
 @app.command("import")
 def import_(
     name: Annotated[str, typer.Argument(help="Layout: " + ", ".join(LOADERS) + ".")],

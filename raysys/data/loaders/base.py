@@ -41,6 +41,15 @@ class Imported:
         return {row["name"]: row["kind"] for row in self.contexts}
 
 
+@dataclass(frozen=True)
+class ImportedCorpus:
+    """Texts in which nobody clicks: a set of kind `corpus`, perhaps with the catalogue they are."""
+
+    documents: pa.Table
+    card: DataCard
+    items: pa.Table | None = None
+
+
 O_contra = TypeVar("O_contra", bound=Options, contravariant=True)
 
 
@@ -58,7 +67,7 @@ class Loader(Protocol[O_contra]):
         """The files that `load` will read."""
         ...
 
-    def load(self, src: Path, options: O_contra) -> Imported:
+    def load(self, src: Path, options: O_contra) -> Imported | ImportedCorpus:
         """Read them."""
         ...
 

@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 from raysys.data.clock import now_us
 from raysys.data.dataset import DatasetWriter
 from raysys.data.files import sha256_file
-from raysys.data.loaders.base import Imported, Loader, Options
+from raysys.data.loaders.base import Imported, ImportedCorpus, Loader, Options
 from raysys.data.loaders.bing_news import BingNews
 from raysys.data.loaders.dhrd_prompts import DhrdPrompts
 from raysys.data.loaders.ebnerd import Ebnerd
@@ -23,8 +23,9 @@ from raysys.data.loaders.mapped import Mapped
 from raysys.data.loaders.mind import Mind
 from raysys.data.loaders.movielens import Movielens
 from raysys.data.loaders.reading import combined, nearest
+from raysys.data.loaders.reuters import Reuters
 from raysys.data.loaders.trd import Trd
-from raysys.data.manifest import Manifest
+from raysys.data.manifest import DataCard, Manifest
 from raysys.data.schema import CONTEXTS, context_struct
 from raysys.data.split import iso
 from raysys.errors import ConfigError, DataError
@@ -42,6 +43,7 @@ LOADERS: dict[str, Loader[Any]] = {
         Mapped(),
         Mind(),
         Movielens(),
+        Reuters(),
         Trd(),
     )
 }
@@ -103,18 +105,32 @@ def import_dataset(
     if Path(out).exists() and not overwrite:  # before the reading, which may take minutes
         raise DataError(f"{out} exists already; choose another --out or pass --overwrite")
     data = loader.load(src, chosen)
+    card = data.card.model_copy(
+        update=dict(
+            reader=f"{loader.name}@{loader.version}",
+            source_files={key: sha256_file(path) for key, path in sorted(sources.items())},
+        )
+    )
+    if isinstance(data, ImportedCorpus):
+        with DatasetWriter(out, overwrite=overwrite) as writer:
+            return _write_corpus(writer, data, card)
     with DatasetWriter(out, contexts=data.context_kinds, overwrite=overwrite) as writer:
-        return _write(writer, data, loader, sources)
+        return _write(writer, data, card, loader.name)
 
 
-def _write(
-    writer: DatasetWriter, data: Imported, loader: Loader[Any], sources: Mapping[str, Path]
-) -> Manifest:
+def _write_corpus(writer: DatasetWriter, data: ImportedCorpus, card: DataCard) -> Manifest:
+    writer.write("documents", data.documents)
+    if data.items is not None:
+        writer.write("items", data.items)
+    return writer.commit(card, kind="corpus")
+
+
+def _write(writer: DatasetWriter, data: Imported, card: DataCard, loader: str) -> Manifest:
     kinds = writer.contexts
     events = with_context(sorted_events(data.events), kinds)
     impressions = with_context(data.impressions, kinds)
-    _refuse_bad_impressions(impressions, loader.name)
-    span = _time_span(events, impressions, loader.name)
+    _refuse_bad_impressions(impressions, loader)
+    span = _time_span(events, impressions, loader)
     items = complete_items(data.items, events, impressions)
     writer.write("items", items)
     for name, table in (("users", data.users), ("entities", data.entities)):
@@ -129,16 +145,14 @@ def _write(
         for start in range(0, max(len(table), 1), rows):
             writer.write(name, table.slice(start, rows))
     users = pc.unique(combined(impressions["user_id"]))
-    card = data.card.model_copy(
+    card = card.model_copy(
         update=dict(
-            reader=f"{loader.name}@{loader.version}",
-            source_files={key: sha256_file(path) for key, path in sorted(sources.items())},
             time_span=span,
             counts={
                 "impression_users": len(users),
                 "candidate_rows": pc.sum(pc.list_value_length(impressions["candidates"])).as_py()
                 or 0,
-                **data.card.counts,
+                **card.counts,
             },
         )
     )

@@ -29,31 +29,53 @@ VECTOR = 32  # width of the entity vectors
 
 @dataclass(frozen=True)
 class Articles:
-    """I articles in the order of publication. Arrays [I] unless said.
+    """What the law reads of I articles, in the order of publication. Arrays [I] unless said.
 
     Attributes:
-        entities: [I, 3] distinct entity numbers, the first in the title, the rest in the abstract.
+        topics, angles, named: how many topics, angles and entities there are.
+        entities: [I, P] distinct entity numbers, −1 after the last.
         angle: what the abstract alone tells.
         weight: hidden editorial prominence in (0, 1), uniform.
-        affinity: [E, topics] how much an entity belongs to each topic, for its vector.
-        names: [E] (label, type).
     """
 
+    topics: int
+    angles: int
+    named: int
     published: np.ndarray
     topic: np.ndarray
     entities: np.ndarray
     angle: np.ndarray
     weight: np.ndarray
-    affinity: np.ndarray
-    names: tuple[tuple[str, str], ...]
 
     def __len__(self) -> int:
         return len(self.topic)
+
+
+@dataclass(frozen=True)
+class InventedArticles(Articles):
+    """Articles made up from the seed: three entities each, the first of them in the title.
+
+    Attributes:
+        affinity: [E, topics] how much an entity belongs to each topic, for its vector.
+        names: [E] (label, type).
+    """
+
+    config: WorldConfig
+    affinity: np.ndarray
+    names: tuple[tuple[str, str], ...]
 
     @property
     def ids(self) -> pa.Array:
         """Item ids."""
         return pa.array([f"n{number:06d}" for number in range(len(self))])
+
+    def items(self) -> pa.Table:
+        """The `items` table."""
+        return items_table(self.config, self)
+
+    def vectors(self) -> pa.Table:
+        """The `entities` table."""
+        return entities_table(self.config, self)
 
 
 def _names(rng: np.random.Generator, count: int) -> tuple[tuple[str, str], ...]:
@@ -72,7 +94,7 @@ def _names(rng: np.random.Generator, count: int) -> tuple[tuple[str, str], ...]:
     return tuple(drawn.items())
 
 
-def make_articles(config: WorldConfig, scene: Scene) -> Articles:
+def make_articles(config: WorldConfig, scene: Scene) -> InventedArticles:
     """Draw the articles of a world from its seed."""
     rng = stream(config.seed, "articles")
     n = config.articles_per_day * (config.days + BEFORE_DAYS)
@@ -90,7 +112,11 @@ def make_articles(config: WorldConfig, scene: Scene) -> Articles:
         rows = np.flatnonzero(topic == value)
         score = np.log(zipf * affinity[:, value]) + rng.gumbel(size=(len(rows), count))
         entities[rows] = np.argsort(-score, axis=1)[:, :PER_ARTICLE]
-    return Articles(
+    return InventedArticles(
+        config=config,
+        topics=len(TOPICS),
+        angles=len(ANGLE_WORDS),
+        named=count,
         published=published,
         topic=topic,
         entities=entities,
@@ -101,7 +127,7 @@ def make_articles(config: WorldConfig, scene: Scene) -> Articles:
     )
 
 
-def items_table(config: WorldConfig, articles: Articles) -> pa.Table:
+def items_table(config: WorldConfig, articles: InventedArticles) -> pa.Table:
     """The `items` table: title and abstract say the same in other words, plus some of their own."""
     rng = stream(config.seed, "article texts")
     rows = []
@@ -151,7 +177,7 @@ def items_table(config: WorldConfig, articles: Articles) -> pa.Table:
     return pa.Table.from_pylist(rows, schema=ITEMS)
 
 
-def entities_table(config: WorldConfig, articles: Articles) -> pa.Table:
+def entities_table(config: WorldConfig, articles: InventedArticles) -> pa.Table:
     """The `entities` table: a noisy random projection of each entity's topics, of unit length."""
     rng = stream(config.seed, "entity vectors")
     projection = rng.standard_normal((len(TOPICS), VECTOR))

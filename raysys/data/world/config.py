@@ -63,9 +63,10 @@ class NewsWeights(_Frozen):
 
 
 class WorldConfig(_Frozen):
-    """The planted world: `kind` food writes the city's meals, news the same users' reading."""
+    """The planted world: `kind` food writes the city's meals, news the same users' reading of an
+    invented newspaper, readers their reading of real news."""
 
-    kind: Literal["food", "news"] = "food"
+    kind: Literal["food", "news", "readers"] = "food"
     seed: int = Field(default=0, ge=0)
     users: int = Field(default=2000, ge=1, le=9_999_999)
     days: int = Field(default=60, ge=6)

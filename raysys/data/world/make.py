@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from raysys.data.dataset import DatasetWriter, write_part
+from raysys.data.dataset import Dataset, DatasetWriter, write_part
 from raysys.data.files import sha256_file
 from raysys.data.manifest import DataCard, Manifest, canonical_json
 from raysys.data.mapping import Mapper
@@ -27,6 +27,7 @@ from raysys.data.world.tables import (
     truth_rows,
     truth_users,
 )
+from raysys.errors import ConfigError
 
 VERSION = "1"
 CALIBRATION_SHARDS = 4
@@ -40,6 +41,7 @@ class ShardTask:
     shard: int
     root: str
     offsets: Offsets
+    news: str = ""
 
 
 def first_requests(task: ShardTask) -> tuple[np.ndarray, np.ndarray]:
@@ -47,7 +49,7 @@ def first_requests(task: ShardTask) -> tuple[np.ndarray, np.ndarray]:
 
     Nobody clicks on the way, because the first list of a user cannot depend on clicks on lists.
     """
-    world = build_world(task.config)
+    world = build_world(task.config, task.news)
     life = Life(world, task.shard, Offsets(np.inf, np.inf))
     asked: np.ndarray = np.zeros(len(life.people), dtype=bool)
     logits: list[tuple[np.ndarray, np.ndarray]] = []
@@ -65,11 +67,11 @@ def first_requests(task: ShardTask) -> tuple[np.ndarray, np.ndarray]:
     return click, order
 
 
-def solve_offsets(config: WorldConfig, mapper: Mapper) -> Offsets:
+def solve_offsets(config: WorldConfig, mapper: Mapper, news: str = "") -> Offsets:
     """b0 and d0 by bisection on the first requests of the first `CALIBRATION_SHARDS` shards."""
     nobody = Offsets(np.inf, np.inf)
     tasks = [
-        ShardTask(config, shard, "", nobody)
+        ShardTask(config, shard, "", nobody, news)
         for shard in range(min(config.shards, CALIBRATION_SHARDS))
     ]
     parts = list(mapper(first_requests, tasks, label="solving click rates"))
@@ -78,14 +80,14 @@ def solve_offsets(config: WorldConfig, mapper: Mapper) -> Offsets:
         return Offsets(0.0, 0.0)
     weights = config.food if config.kind == "food" else config.news
     b0 = solve_offset(click, weights.click_rate)
-    if config.kind == "news":
+    if config.kind != "food":
         return Offsets(b0, 0.0)
     return Offsets(b0, solve_offset(order, config.food.order_rate, sigmoid(click - b0)))
 
 
 def write_shard(task: ShardTask) -> dict[str, int]:
     """Live one shard and write its parts; returns row counts."""
-    world = build_world(task.config)
+    world = build_world(task.config, task.news)
     lived = live_shard(world, task.shard, task.offsets)
     tables = {
         "users": users_table(world.scene, lived.people),
@@ -135,7 +137,7 @@ def _config_hash(config: WorldConfig) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _data_card(world: World, offsets: Offsets) -> DataCard:
+def _data_card(world: World, source: DataCard | None) -> DataCard:
     config, scene = world.config, world.scene
 
     def local(day: int) -> str:
@@ -153,34 +155,60 @@ def _data_card(world: World, offsets: Offsets) -> DataCard:
         group_key="user" if config.kind == "food" else "impression",
         history_cut="events with ts < request ts",
         time_span=(local(0), local(config.days)),
-        licence="CC0-1.0; generated, no real person",
-        notes={"config_sha256": _config_hash(config)},
+        licence=(
+            f"readers are generated, no real person; articles: {source.licence}"
+            if source
+            else "CC0-1.0; generated, no real person"
+        ),
+        notes={"config_sha256": _config_hash(config), **(_simulated(source) if source else {})},
     )
 
 
+def _simulated(source: DataCard) -> dict[str, str]:
+    """What a card must say where real articles meet invented readers."""
+    return {
+        "simulation": "clicks are drawn from the planted law; texts and entities are real, and "
+        "articles keep their order, but are published evenly over the period",
+        "news": f"{source.dataset} {source.version}, data card {source.id}",
+    }
+
+
 def make_world(
-    config: WorldConfig, out: Path | str, mapper: Mapper, *, overwrite: bool = False
+    config: WorldConfig,
+    out: Path | str,
+    mapper: Mapper,
+    *,
+    news: Path | str | None = None,
+    overwrite: bool = False,
 ) -> Manifest:
     """Write the planted world of `config` into the data set folder `out`.
+
+    A world of kind `readers` needs `news`, the data set folder whose items they read.
 
     Shards of users are lived and written by `mapper`; the same config gives the same bytes
     whatever the mapper. Constants that were solved for, and the checksums of the truth files,
     are in the manifest under `world`.
 
     Raises:
-        DataError: `out` exists and `overwrite` is false.
+        ConfigError: `news` without readers, or readers without `news`.
+        DataError: `out` exists and `overwrite` is false; `news` has too few usable articles.
         StorageFullError: no space left; nothing is kept.
     """
+    if (config.kind == "readers") != (news is not None):
+        raise ConfigError("a world of kind readers, and no other, reads the articles of `news`")
+    folder = str(Path(news).absolute()) if news is not None else ""
     with DatasetWriter(out, contexts=dict(FEATURES), overwrite=overwrite) as writer:
-        world = build_world(config)
-        offsets = solve_offsets(config, mapper)
+        world = build_world(config, folder)
+        offsets = solve_offsets(config, mapper, folder)
         writer.write("contexts", contexts_table())
         writer.write("items", world.law.items())
-        if isinstance(world.law, Newspaper):
-            writer.write("entities", world.law.entities())
+        vectors = world.law.entities() if isinstance(world.law, Newspaper) else None
+        if vectors is not None:
+            writer.write("entities", vectors)
         _write_laws(world, writer.root)
         tasks = [
-            ShardTask(config, shard, str(writer.root), offsets) for shard in range(config.shards)
+            ShardTask(config, shard, str(writer.root), offsets, folder)
+            for shard in range(config.shards)
         ]
         counts = list(mapper(write_shard, tasks, label=f"living {config.users} users"))
         truth = {
@@ -188,7 +216,7 @@ def make_world(
             for path in sorted((writer.root / "truth").rglob("*.parquet"))
         }
         return writer.commit(
-            _data_card(world, offsets),
+            _data_card(world, Dataset(news).card if news is not None else None),
             history_behaviours=("click", "order") if config.kind == "food" else ("click",),
             world={
                 "config": config.model_dump(mode="json"),

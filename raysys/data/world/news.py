@@ -3,11 +3,11 @@
 import numpy as np
 import pyarrow as pa
 
-from raysys.data.world.articles import Articles, entities_table, items_table, make_articles
+from raysys.data.world.articles import InventedArticles, make_articles
 from raysys.data.world.config import WorldConfig
 from raysys.data.world.law import drifting_tastes
-from raysys.data.world.newswords import ANGLES, TOPICS
 from raysys.data.world.people import Episodes, People
+from raysys.data.world.realnews import RealArticles, read_articles
 from raysys.data.world.scene import DAY_US, Scene
 from raysys.data.world.slates import Memory, thin
 from raysys.data.world.streams import stream
@@ -19,17 +19,20 @@ HOUR_US = 3.6e9
 
 
 class Newspaper:
-    """What all shards share: scene and articles."""
+    """What all shards share: scene and articles, invented or, given `news`, those of that data
+    set folder."""
 
     behaviours_after_click = (("share", 0.06, "article"), ("comment", 0.03, "article"))
     subject = "article"
     terms = TERMS
     has_orders = False
 
-    def __init__(self, config: WorldConfig, scene: Scene) -> None:
+    def __init__(self, config: WorldConfig, scene: Scene, news: str = "") -> None:
         self.config = config
         self.scene = scene
-        self.articles: Articles = make_articles(config, scene)
+        self.articles: InventedArticles | RealArticles = (
+            read_articles(config, scene, news) if news else make_articles(config, scene)
+        )
         self.kappa = config.news.kappa
         self.kappa_own = config.news.kappa_own
         self.position = config.news.position
@@ -46,11 +49,11 @@ class Newspaper:
 
     def items(self) -> pa.Table:
         """The `items` table."""
-        return items_table(self.config, self.articles)
+        return self.articles.items()
 
-    def entities(self) -> pa.Table:
-        """The `entities` table."""
-        return entities_table(self.config, self.articles)
+    def entities(self) -> pa.Table | None:
+        """The `entities` table, where the articles have one."""
+        return self.articles.vectors()
 
     def shard(self, people: People, shard: int) -> "NewsShard":
         """The laws of the readers of one shard."""
@@ -62,7 +65,7 @@ class NewsShard:
 
     Attributes:
         kind: [n] code into READER_KINDS; `w` [n] its weight of the entities.
-        theta: [n, E] liking of each entity: most are indifferent.
+        theta: [n, E + 1] liking of each entity: most are indifferent; the last is that of none.
         log_topic: [n, weeks, topics] log θ less its mean, so that all kinds click equally often.
         angles: [n, angles] liking of what abstracts alone tell.
     """
@@ -75,11 +78,13 @@ class NewsShard:
         self.kind = rng.integers(len(READER_KINDS), size=n)
         w = np.array(list(READER_KINDS.values()))[self.kind] * config.effects.entity
         self.w = w.astype(np.float32)
-        liked = rng.random((n, config.named_entities)) < 0.35
-        self.theta = (liked * rng.normal(0.0, 1.6, liked.shape)).astype(np.float32)
-        log_topic = drifting_tastes(rng, n, -(-config.days // 7), len(TOPICS))
+        articles = paper.articles
+        liked = rng.random((n, articles.named)) < 0.35
+        theta = (liked * rng.normal(0.0, 1.6, liked.shape)).astype(np.float32)
+        self.theta = np.pad(theta, ((0, 0), (0, 1)))
+        log_topic = drifting_tastes(rng, n, -(-config.days // 7), articles.topics)
         self.log_topic = (log_topic - log_topic.mean(-1, keepdims=True)).astype(np.float32)
-        self.angles = rng.standard_normal((n, len(ANGLES))).astype(np.float32)
+        self.angles = rng.standard_normal((n, articles.angles)).astype(np.float32)
 
     def prototype(self, episodes: Episodes) -> np.ndarray:
         """[N] prototype of the scene; reading does not depend on it."""

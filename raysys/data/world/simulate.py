@@ -47,10 +47,13 @@ class World:
 
 
 @lru_cache(maxsize=2)
-def build_world(config: WorldConfig) -> World:
-    """Draw the shared part of a world; a worker process builds it once."""
+def build_world(config: WorldConfig, news: str = "") -> World:
+    """Draw the shared part of a world; a worker process builds it once.
+
+    news: the data set folder with the articles of a world of kind `readers`.
+    """
     scene = make_scene(config)
-    law = FoodCity(config, scene) if config.kind == "food" else Newspaper(config, scene)
+    law = FoodCity(config, scene) if config.kind == "food" else Newspaper(config, scene, news)
     return World(config, scene, law)
 
 
