@@ -152,7 +152,7 @@ def _reported(
         default=CANDIDATE_AWARE[0],
     )
     asked = [c for c in claims(rival, metrics_of(data)) if {c.a, c.b} <= study.systems.keys()]
-    found, judged = results(study, data, SUBJECT, asked, parts, scores, replicates)
+    found, judged = results(study, data, SUBJECT, asked, {"": parts}, {"": scores}, replicates)
     return {
         **found,
         "best_candidate_aware": rival,

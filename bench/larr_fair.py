@@ -192,7 +192,7 @@ def _reported(
     contexts = list(dict.fromkeys(name for f in sentences for name in f["contexts"]))
     parts = scene_slices(data, study.systems["larr"].rows[0][""], contexts, rare)
     asked = claims(variants, metrics_of(data))
-    found, _ = results(study, data, SUBJECT, asked, parts, scores, replicates)
+    found, _ = results(study, data, SUBJECT, asked, {"": parts}, {"": scores}, replicates)
     return {**found, "gain_where_text_should_help": _where_it_should(found)}
 
 

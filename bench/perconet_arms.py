@@ -4,6 +4,7 @@ from typing import Any
 
 from bench.fair.arms import Arm, Point
 from bench.fair.judge import Claim
+from bench.fair.slices import driven_by
 from raysys.artifacts.ranker import Ranker
 from raysys.data.contexts import ContextCodec
 from raysys.data.features import FeatureSpace
@@ -81,9 +82,10 @@ def arms(base: dict[str, Any], data: Prepared, width: int) -> list[Arm]:
     ]
 
 
-def claims(metrics: tuple[str, ...], cross: bool) -> list[Claim]:
+def claims(metrics: tuple[str, ...], cross: bool, planted: bool = False) -> list[Claim]:
     """What is asked of the intervals, a family for each claim of the paper; cross: there are two
-    views. V6 not worse than V4: then the second view is not shown to matter."""
+    views; planted: what drives a reader is known. V6 not worse than V4: then the second view is
+    not shown to matter."""
     asked = {"C1-strong": C1_STRONG, "C1-weak": C1_WEAK, **({"C2": C2} if cross else {})}
     found = [
         Claim(a=a, b=b, metric=metric, family=family)
@@ -91,6 +93,13 @@ def claims(metrics: tuple[str, ...], cross: bool) -> list[Claim]:
         for a, b in pairs
         for metric in metrics
     ]
+    if planted:
+        found += [
+            Claim(a=a, b="P0", metric=metric, slice=driven_by(kind), family="planted")
+            for a in ("P3", "X1")
+            for kind in ("entity", "topic")
+            for metric in metrics
+        ]
     same = [("X1", "P3"), *([("V6", "V4")] if cross else [])]
     return found + [
         Claim(a=a, b=b, metric=metric, kind="not worse") for a, b in same for metric in metrics

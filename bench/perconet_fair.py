@@ -6,6 +6,8 @@ same command goes on where it was stopped. With `placebo` the whole study runs a
 whose readers do not care for entities, where a persona must not win.
 """
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +24,15 @@ from bench.fair.results import (
     failed_leak,
     results,
 )
-from bench.fair.slices import news_slices
-from bench.fair.study import Sizes, Study, run_study
+from bench.fair.slices import driven_by, news_slices
+from bench.fair.study import Sizes, Study, merged, run_study
 from bench.perconet_arms import PLACEBOS, acting, arms, claims, has_abstracts
-from bench.perconet_faithful import faithfulness
+from bench.perconet_faithful import Tested, faithfulness
 from raysys.artifacts.run import load_run
 from raysys.data.dataset import Dataset
 from raysys.data.prepared import Prepared, prepare
 from raysys.llm.vectors import VectorTable
+from raysys.metrics.baselines import reader_kinds
 from raysys.metrics.bootstrap import REPLICATES
 from raysys.options import load_yaml
 from raysys.recipes.ranker import RankerRecipe, table_path
@@ -56,9 +59,11 @@ def run(
 ) -> Figures:
     """Every arm with its figures, every claim with its intervals and words.
 
-    data, placebo: data set folders. config: of `news/perconet`; what the arms have in common. rows,
-    valid_rows, users, seeds, other_seeds, max_core_hours: see `Sizes`; they hold for each of the
-    two folders. On `placebo` only the arms run that a claim names. News without abstracts leave
+    data, placebo: data set folders; the folds of one set are parted by commas and averaged within
+    a seed. config: of `news/perconet`; what the arms have in common. rows, valid_rows, users,
+    seeds, other_seeds, max_core_hours: see `Sizes`; they hold for each of the two, and for each
+    fold of it but for the core hours, which folds share. On `placebo` only the arms run that a
+    claim names. News without abstracts leave
     claim 2 out.
 
     Raises:
@@ -82,7 +87,9 @@ def run(
     }
     for name, folder in (("data", data), ("placebo", placebo)):
         if folder is not None:
-            result[name] = _studied(name, folder, base, Path(out) / name, sizes, users, replicates)
+            result[name] = _studied(
+                name, folder.split(","), base, Path(out) / name, sizes, users, replicates
+            )
     result["verdict"] = verdict(result)
     return result
 
@@ -117,6 +124,8 @@ def verdict(result: Figures) -> dict[str, str]:
         "C2": _word(result, "C2", tuple(("V4", b) for b in ("V2", "P3", "V6"))),
         "explanations": _explained(found["faithfulness"]),
     }
+    if found["planted"]:
+        words["planted readers"] = _recovered(found)
     if words["C1-weak"].startswith("not") and _as_good(found, "X1", "P3"):
         words["C1-weak"] += "; shuffled personas do as well: extra capacity"
     if words["C2"].startswith("not") and _beaten(found, "V4", "P3") and _as_good(found, "V6", "V4"):
@@ -124,15 +133,66 @@ def verdict(result: Figures) -> dict[str, str]:
     return words
 
 
+@dataclass(frozen=True)
+class _Fold:
+    """One folder of a study, trained and scored. base: the config with its vector table."""
+
+    data: Prepared
+    where: Path
+    base: Figures
+    arms: list[Arm]
+    study: Study
+    scores: Scores
+    cross: bool
+
+    @property
+    def runs(self) -> list[Path]:
+        """The runs of P3, a run a seed."""
+        seeds = self.study.systems["P3"].rows
+        return [self.where / "runs" / "P3" / f"seed-{seed}" for seed in seeds]
+
+
 def _studied(
     name: str,
-    folder: str,
+    folders: Sequence[str],
     base: Figures,
     where: Path,
     sizes: Sizes,
     users: int,
     replicates: int,
 ) -> Figures:
+    keys = [f"fold-{n}" for n in range(len(folders))] if len(folders) > 1 else [""]
+    share = sizes.model_copy(update={"max_core_hours": sizes.max_core_hours / len(folders)})
+    folds = {
+        key: _trained(name, folder, base, where / key, share, users)
+        for key, folder in zip(keys, folders, strict=True)
+    }
+    first = folds[keys[0]]
+    study = merged({key: fold.study for key, fold in folds.items()})
+    parts = {
+        key: news_slices(fold.data, fold.study.systems["P3"].rows[0][""])
+        for key, fold in folds.items()
+    }
+    planted = reader_kinds(first.data) is not None
+    asked = [c for c in claims(METRICS, first.cross, planted) if {c.a, c.b} <= study.systems.keys()]
+    subject = Subject(name="P3", over="P0", placebos=PLACEBOS, metrics=METRICS, shown=SHOWN)
+    scores = {key: fold.scores for key, fold in folds.items()}
+    found, _ = results(study, first.data, subject, asked, parts, scores, replicates)
+    found |= {"data": ",".join(folders), "window": 50}
+    found["weights"] = {
+        arm: acting(load_run(first.where / "runs" / arm / "seed-0").model) for arm in study.systems
+    }
+    tested = [Tested(fold.data, fold.runs) for fold in folds.values()]
+    found["faithfulness"] = faithfulness(tested, users, replicates)
+    # One fold shows whether something leaks; the others are made the same way.
+    found["leak_tests"] = leaks_of(
+        "P3", first.arms, first.base, first.data, first.study, first.where, users, first.scores
+    )
+    write_page(found, where, "P3", found["headline"])
+    return found
+
+
+def _trained(name: str, folder: str, base: Figures, where: Path, sizes: Sizes, users: int) -> _Fold:
     data = prepare(Dataset(folder))
     cross = has_abstracts(data)
     # Every text is encoded now, with each way of reading; trainings side by side only read.
@@ -141,17 +201,7 @@ def _studied(
     chosen = arms(base, data, width)
     studied = chosen if name == "data" else [arm for arm in chosen if arm.named]
     study = run_study(studied, base, folder, where, sizes)
-    scores = cheap(data, users, vectors)
-    found = _reported(study, data, cross, scores, replicates)
-    found |= {"data": folder, "window": 50}
-    runs = [where / "runs" / "P3" / f"seed-{seed}" for seed in study.systems["P3"].rows]
-    found["weights"] = {
-        arm.name: acting(load_run(where / "runs" / arm.name / "seed-0").model) for arm in studied
-    }
-    found["faithfulness"] = faithfulness(data, runs, users, replicates)
-    found["leak_tests"] = leaks_of("P3", chosen, base, data, study, where, users, scores)
-    write_page(found, where, "P3", found["headline"])
-    return found
+    return _Fold(data, where, base, chosen, study, cheap(data, users, vectors), cross)
 
 
 def _encoded(
@@ -170,14 +220,25 @@ def _encoded(
     return padded, read.shape[1], table
 
 
-def _reported(
-    study: Study, data: Prepared, cross: bool, scores: Scores, replicates: int
-) -> Figures:
-    parts = news_slices(data, study.systems["P3"].rows[0][""])
-    asked = [c for c in claims(METRICS, cross) if {c.a, c.b} <= study.systems.keys()]
-    subject = Subject(name="P3", over="P0", placebos=PLACEBOS, metrics=METRICS, shown=SHOWN)
-    found, _ = results(study, data, subject, asked, parts, scores, replicates)
-    return found
+def _recovered(found: Figures) -> str:
+    """Does the persona win where, and only where, entities drive the reader?"""
+    won = {
+        (a, kind): [
+            row
+            for row in _rows(found, a, "P0", "supported")
+            if row["claim"].endswith(driven_by(kind))
+        ]
+        for a in ("P3", "X1")
+        for kind in ("entity", "topic")
+    }
+    if won["X1", "entity"] or won["X1", "topic"]:
+        return "not to be trusted: another reader's persona wins"
+    where = "wins" if len(won["P3", "entity"]) == len(METRICS) else "is not shown to win"
+    also = "wins" if won["P3", "topic"] else "is not shown to win"
+    return (
+        f"over the latent vector the persona {where} for entity-driven readers and {also} for "
+        "topic-driven ones"
+    )
 
 
 def _word(result: Figures, claim: str, pairs: tuple[tuple[str, str], ...]) -> str:

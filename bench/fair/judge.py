@@ -15,6 +15,7 @@ from raysys.metrics.scored import ScoredRows
 from raysys.metrics.seeds import SeedSummary, Verdict, holm, non_inferiority, summary, superiority
 
 Mask = npt.NDArray[np.bool_]
+Parts = Mapping[str, Mapping[str, Mask]]  # fold ("" if there is one data set) -> slice -> rows [N]
 
 
 class Claim(BaseModel):
@@ -60,15 +61,15 @@ class Judged(BaseModel):
 def judge(
     claims: Sequence[Claim],
     systems: Mapping[str, System],
-    slices: Mapping[str, Mask],
+    slices: Parts,
     *,
     effect: float,
     replicates: int,
 ) -> list[Judged]:
     """Every claim with its verdict, in order.
 
-    systems: by arm, all over the same rows in the same order. slices: rows [N] by name. A claim
-    on a slice without rows, or with too few users, has no verdict and stays in Holm's family.
+    systems: by arm, all over the same rows in the same order. A claim on a slice without rows, or
+    with too few users, has no verdict and stays in Holm's family.
     """
     found = [_tried(claim, systems, slices, effect, replicates) for claim in claims]
     families: dict[str, dict[str, float]] = {}
@@ -103,18 +104,31 @@ def differences(
 
 
 def values(system: System, metrics: Sequence[str]) -> dict[str, SeedSummary]:
-    """Each metric over the seeds of an arm."""
-    by_seed = {seed: evaluate(folds[""], metrics) for seed, folds in system.rows.items()}
+    """Each metric over the seeds of an arm, folds averaged within a seed."""
+    by_seed = {
+        seed: [evaluate(rows, metrics) for rows in folds.values()]
+        for seed, folds in system.rows.items()
+    }
     return {
-        name: summary({seed: found[name].value for seed, found in by_seed.items()})
+        name: summary(
+            {
+                seed: float(np.mean([fold[name].value for fold in found]))
+                for seed, found in by_seed.items()
+            }
+        )
         for name in metrics
     }
 
 
-def part(system: System, rows: Mask) -> System:
-    """The system on some of its rows."""
+def part(system: System, name: str, slices: Parts) -> System:
+    """The system on the slice; folds without any of its rows are left out."""
     taken: dict[int, dict[str, ScoredRows]] = {
-        seed: {"": folds[""].take(rows)} for seed, folds in system.rows.items()
+        seed: {
+            fold: rows.take(slices[fold][name])
+            for fold, rows in folds.items()
+            if name in slices[fold]
+        }
+        for seed, folds in system.rows.items()
     }
     return System(system.name, taken)
 
@@ -128,12 +142,12 @@ def _shared(a: System, b: System) -> tuple[System, System]:
 def _tried(
     claim: Claim,
     systems: Mapping[str, System],
-    slices: Mapping[str, Mask],
+    slices: Parts,
     effect: float,
     replicates: int,
 ) -> ComparedMetric | str:
     """What is compared, or why that is not possible."""
-    if claim.slice and claim.slice not in slices:
+    if claim.slice and not any(claim.slice in names for names in slices.values()):
         return "no such rows"
     try:
         return _compared(claim, systems, slices, effect, replicates)
@@ -144,13 +158,13 @@ def _tried(
 def _compared(
     claim: Claim,
     systems: Mapping[str, System],
-    slices: Mapping[str, Mask],
+    slices: Parts,
     effect: float,
     replicates: int,
 ) -> ComparedMetric:
     a, b = _shared(systems[claim.a], systems[claim.b])
     if claim.slice:
-        a, b = part(a, slices[claim.slice]), part(b, slices[claim.slice])
+        a, b = part(a, claim.slice, slices), part(b, claim.slice, slices)
     return compare(a, b, (), (claim.metric,), effect=effect, replicates=replicates).metrics[0]
 
 

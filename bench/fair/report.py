@@ -28,7 +28,9 @@ def tables(found: Figures, subject: str, metric: str) -> str:
     return "\n\n".join(
         part
         for part in (
-            f"Data card {found['data_card_id']}; trained on {found['trained_on_rows']:,} rows; "
+            f"Data card {found['data_card_id']}"
+            + (f" and {found['folds'] - 1} further folds" if found["folds"] > 1 else "")
+            + f"; trained on {found['trained_on_rows']:,} rows; "
             f"searching arms see {found['window']:,} events; "
             f"scored on {found['test']['rows']:,} rows of {found['test']['users']:,} users; "
             f"{found['core_hours']} core hours.",

@@ -7,8 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bench.fair.judge import Claim, Judged, differences, judge, part, values
-from bench.fair.slices import Mask
+from bench.fair.judge import Claim, Judged, Parts, differences, judge, part, values
 from bench.fair.study import Study
 from raysys.data.prepared import Prepared
 from raysys.errors import ConfigError, MetricError
@@ -49,13 +48,14 @@ def results(
     data: Prepared,
     subject: Subject,
     claims: Sequence[Claim],
-    parts: Mapping[str, Mask],
-    scores: Scores,
+    parts: Parts,
+    scores: Mapping[str, Scores],
     replicates: int,
 ) -> tuple[dict[str, Any], list[Judged]]:
     """Figures of a finished study, and its claims judged.
 
-    parts: rows [N] of the test by slice. scores: see `cheap`.
+    data: of the first fold. parts: rows [N] of the test by fold and slice. scores: by fold, see
+    `cheap`.
 
     Raises:
         ConfigError: an arm is called like a baseline.
@@ -64,7 +64,8 @@ def results(
     metrics = subject.metrics or metrics_of(data)
     headline = next(metric for metric in metrics if metric.startswith("gauc_mean"))
     own = study.systems[name]
-    first = own.rows[0][""]
+    tested = own.rows[0]
+    first = next(iter(tested.values()))
     shown = [*subject.shown]
     if not shown:
         shown = [*metrics, headline.replace("mean", "weighted"), "logloss"]
@@ -72,18 +73,23 @@ def results(
             shown.append("auc_ctcvr")
     judged = judge(claims, study.systems, parts, effect=EFFECT, replicates=replicates)
     others = {other: s for other, s in study.systems.items() if other != name}
-    both = sorted(scores.keys() & study.systems.keys())
+    rules = list(next(iter(scores.values())))
+    both = sorted({*rules} & study.systems.keys())
     if both:
         raise ConfigError(f"{both[0]} is the name of an arm and of a baseline; rename the arm")
-    others |= {rule: constant(rule, values, own) for rule, values in scores.items()}
+    others |= {rule: constant(rule, scores, own) for rule in rules}
     minus = differences(own, others, shown[:3], replicates=replicates)
-    rules = baseline_metrics(first, scores, metrics)
+    cheap_ones = [baseline_metrics(rows, scores[fold], metrics) for fold, rows in tested.items()]
     found = {
         "data_card_id": data.dataset.manifest.data_card_id,
         "headline": headline,
-        "planted": "oracle" in scores,
+        "planted": "oracle" in rules,
+        "folds": len(tested),
         "trained_on_rows": study.rows,
-        "test": {"rows": len(first), "users": len(first.user.values)},
+        "test": {
+            "rows": sum(len(rows) for rows in tested.values()),
+            "users": len({user for rows in tested.values() for user in rows.user.values.tolist()}),
+        },
         "core_hours": round(sum(study.seconds.values()) / 3600, 2),
         "arms": {
             arm: {
@@ -107,16 +113,23 @@ def results(
         "claims": [told(row) for row in judged],
         "placebo_gains": gains(study.systems, subject, metrics),
         "slices": sliced(study.systems, parts, headline),
-        "baselines": {rule: {m: v.value for m, v in row.items()} for rule, row in rules.items()},
+        "baselines": {
+            rule: {m: float(np.mean([fold[rule][m].value for fold in cheap_ones])) for m in metrics}
+            for rule in rules
+        },
         **_gap_closed(study, scores, headline, replicates),
     }
     return found, judged
 
 
-def constant(name: str, scores: Floats, like: System) -> System:
-    """A baseline as an arm that is the same with every seed of `like`."""
+def constant(name: str, scores: Mapping[str, Scores], like: System) -> System:
+    """A baseline as an arm that is the same with every seed of `like`; scores: by fold."""
     return System(
-        name, {seed: {"": rows[""].with_scores(scores)} for seed, rows in like.rows.items()}
+        name,
+        {
+            seed: {fold: rows.with_scores(scores[fold][name]) for fold, rows in folds.items()}
+            for seed, folds in like.rows.items()
+        },
     )
 
 
@@ -161,20 +174,20 @@ def gains(
     }
 
 
-def sliced(systems: dict[str, System], parts: Mapping[str, Mask], metric: str) -> dict[str, Any]:
-    """The metric of every arm on every slice that holds clicks and other rows, in one group at
-    least."""
+def sliced(systems: dict[str, System], parts: Parts, metric: str) -> dict[str, Any]:
+    """The metric of every arm on every slice that holds clicks and other rows, in one group of
+    each fold at least."""
     out: dict[str, Any] = {}
-    for name, mask in parts.items():
-        cut = {arm: part(system, mask) for arm, system in systems.items()}
-        first = next(iter(cut.values())).rows[0][""]
-        if not 0 < int(first.click.sum()) < len(first):
+    for name in dict.fromkeys(name for slices in parts.values() for name in slices):
+        cut = {arm: part(system, name, parts) for arm, system in systems.items()}
+        rows = list(next(iter(cut.values())).rows[0].values())
+        if not all(0 < int(fold.click.sum()) < len(fold) for fold in rows):
             continue
         try:
             means = {arm: values(system, [metric])[metric].mean for arm, system in cut.items()}
         except MetricError:
             continue
-        out[name] = {"rows": int(mask.sum()), metric: means}
+        out[name] = {"rows": sum(len(fold) for fold in rows), metric: means}
     return out
 
 
@@ -251,8 +264,12 @@ def cheap(data: Prepared, users: int, vectors: npt.NDArray[np.float32] | None = 
     return {name: values[rows] for name, values in scores.items()}
 
 
-def _gap_closed(study: Study, scores: Scores, metric: str, replicates: int) -> dict[str, Any]:
-    """Share of the gap to the oracle that each arm closes, on planted worlds."""
+def _gap_closed(
+    study: Study, by_fold: Mapping[str, Scores], metric: str, replicates: int
+) -> dict[str, Any]:
+    """Share of the gap to the oracle that each arm closes, on planted worlds, which have no
+    folds."""
+    scores = by_fold.get("", {})
     if "oracle" not in scores:
         return {}
     shares = {

@@ -13,6 +13,7 @@ from raysys.data.features import fit_contexts, training_item_counts
 from raysys.data.prepared import Prepared
 from raysys.data.training_counts import training_stop
 from raysys.metrics import ScoredRows
+from raysys.metrics.baselines import reader_kinds
 
 Ints = npt.NDArray[np.int64]
 Mask = npt.NDArray[np.bool_]
@@ -97,7 +98,8 @@ def scene_slices(
 
 def news_slices(data: Prepared, rows: ScoredRows) -> dict[str, Mask]:
     """Rows [N] by name: clicks before the request, candidates that name no entity, requests whose
-    newest 50 clicks name none, and news that training never showed."""
+    newest 50 clicks name none, news that training never showed, and, where it is planted, what
+    drives the reader."""
     log = data.impressions
     owner = _owners(data, rows)
     length = (log.end - log.start)[owner]
@@ -117,7 +119,16 @@ def news_slices(data: Prepared, rows: ScoredRows) -> dict[str, Mask]:
         "candidate without entities": ~has[FIRST + item],
         "news unseen in training": fresh[item],
     }
+    kinds = reader_kinds(data)
+    if kinds is not None:
+        mine = kinds[log.user[owner]]
+        out |= {driven_by(kind): mine == kind for kind in ("entity", "mixed", "topic")}
     return {name: mask for name, mask in out.items() if mask.any()}
+
+
+def driven_by(kind: str) -> str:
+    """The slice of a kind of planted readers."""
+    return f"{kind}-driven readers" if kind != "mixed" else "readers driven by both"
 
 
 def _owners(data: Prepared, rows: ScoredRows) -> Ints:

@@ -1,7 +1,7 @@
 """Tuning with equal budgets, then seeds; every training is kept, so that a study resumes."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -116,6 +116,45 @@ def run_study(
         )
         validation[arm.name] = {seed: trained[arm.name, seed].validation for seed in mine}
     return Study(chosen, systems, validation, seconds, rows, given(sizes.rows / 3))
+
+
+def merged(studies: Mapping[str, Study]) -> Study:
+    """The folds of one data set as one study: test scores by seed and fold."""
+    first = next(iter(studies.values()))
+    if len(studies) == 1:
+        return first
+    systems = {
+        arm: System(
+            arm,
+            {
+                seed: {fold: study.systems[arm].rows[seed][""] for fold, study in studies.items()}
+                for seed in system.rows
+            },
+        )
+        for arm, system in first.systems.items()
+    }
+    every = list(studies.values())
+    return Study(
+        chosen={
+            arm: {
+                f"{fold} {key}": value
+                for fold, study in studies.items()
+                for key, value in study.chosen[arm].items()
+            }
+            for arm in first.chosen
+        },
+        systems=systems,
+        validation={
+            arm: {
+                seed: float(np.mean([study.validation[arm][seed] for study in every]))
+                for seed in seeds
+            }
+            for arm, seeds in first.validation.items()
+        },
+        seconds={arm: sum(study.seconds[arm] for study in every) for arm in first.seconds},
+        rows=min(study.rows for study in every),
+        tuning_size=first.tuning_size,
+    )
 
 
 def train_all(cells: list[Cell], label: str) -> list[Trained]:

@@ -17,11 +17,13 @@ from raysys.data.check import check
 from raysys.data.dataset import Dataset
 from raysys.data.loaders import import_dataset
 from raysys.data.mapping import LocalMapper
+from raysys.data.prepared import prepare
 from raysys.data.world import Effects, WorldConfig, make_world
 from raysys.data.world.reading import read_rows
 from raysys.data.world.show import show
 from raysys.data.world.truth import read_truth
 from raysys.errors import ConfigError, DataError
+from raysys.metrics.baselines import reader_kinds
 
 TOPICS = ("crude", "earn", "trade", "grain")
 WORDS = ["ship", "farm", "bank", "wheat", "mine", "steel", "court", "dollar", "strike"]
@@ -168,7 +170,10 @@ def test_same_seed_same_bytes(news: Path, tmp_path: Path) -> None:
     assert (len(same), others) == (len(names), [[], []])
 
 
-def test_kinds_of_readers_and_the_entity_switch(readers: Path, news: Path, tmp_path: Path) -> None:
+def test_kinds_of_readers_and_the_entity_switch(
+    readers: Path, news: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAYSYS_CACHE", str(tmp_path / "cache"))
     off = WorldConfig(**SMALL, effects=Effects(entity=False))
     make_world(off, tmp_path / "off", LocalMapper(), news=news)
     for folder, driven in ((readers, True), (tmp_path / "off", False)):
@@ -184,6 +189,11 @@ def test_kinds_of_readers_and_the_entity_switch(readers: Path, news: Path, tmp_p
             clicked = liking[mine][rows.click[mine].astype(bool)].mean()
             assert clicked > liking[mine].mean() + 0.2
     assert show(readers)["kind"] == "readers"
+    data = prepare(Dataset(readers))
+    told, kinds = read_truth(readers).users(), reader_kinds(data)
+    assert kinds is not None
+    users = dict(zip(told["user_id"].to_pylist(), told["reader"].to_pylist(), strict=True))
+    assert [users[name] for name in data.histories.users.to_pylist()] == kinds.tolist()
 
 
 def test_what_readers_cannot_read(news: Path, tmp_path: Path) -> None:

@@ -1,4 +1,5 @@
-"""The oracle of a planted world: the known click probability, without the effect of position."""
+"""What is known of a planted world: the oracle, which is the click probability without the effect
+of position, and what drives its readers."""
 
 from typing import Any
 
@@ -40,6 +41,19 @@ def oracle_scores(data: Prepared, split: str) -> Floats | None:
             "make the world again"
         )
     return _numpy(truth["oracle"])[place].astype(np.float64)
+
+
+def reader_kinds(data: Prepared) -> NDArray[Any] | None:
+    """[users] what drives each reader of a planted newspaper: entity, topic or mixed; None for
+    other data."""
+    dataset = data.dataset
+    if dataset.manifest.world.get("config", {}).get("kind") not in ("news", "readers"):
+        return None
+    truth = read_truth(dataset.path).users()
+    place = _numpy(pc.index_in(truth["user_id"], value_set=data.histories.users).fill_null(-1))
+    kinds = np.full(len(data.histories.users), "", dtype=object)
+    kinds[place[place >= 0]] = _numpy(truth["reader"])[place >= 0]
+    return kinds
 
 
 def _keys(data: Prepared, impression: NDArray[Any], item: NDArray[Any]) -> Ints:

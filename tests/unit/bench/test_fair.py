@@ -10,12 +10,12 @@ import pytest
 from bench.cofars_arms import arms, claims
 from bench.fair import study as study_module
 from bench.fair.arms import Arm
-from bench.fair.judge import Claim, judge
+from bench.fair.judge import Claim, Parts, judge, values
 from bench.fair.leaks import leak_tests, write_labels
 from bench.fair.report import write_page
-from bench.fair.results import cheap
+from bench.fair.results import cheap, constant, sliced
 from bench.fair.slices import slices
-from bench.fair.study import Sizes, run_study
+from bench.fair.study import Sizes, Study, merged, run_study
 from raysys.artifacts.run import read_config
 from raysys.data.dataset import Dataset
 from raysys.data.mapping import LocalMapper
@@ -184,7 +184,8 @@ def test_a_page_tells_every_arm_and_claim(tmp_path: Path) -> None:
     }  # fmt: skip
     above = {"gauc": {"delta": 0.06, "seeds": None, "users": [0.05, 0.07]}}
     found = {
-        "data_card_id": "card", "trained_on_rows": 1000, "test": {"rows": 10, "users": 5},
+        "data_card_id": "card", "trained_on_rows": 1000, "folds": 1,
+        "test": {"rows": 10, "users": 5},
         "window": 99,
         "core_hours": 0.1, "arms": {"a": arm, "b": arm},
         "a_minus": {"b": delta, "popularity": above},
@@ -291,7 +292,7 @@ def test_words_follow_the_intervals() -> None:
         Claim(a="good", b="same", metric=metric, kind="not worse"),
         Claim(a="bad", b="good", metric=metric, kind="not worse"),
     ]
-    found = judge(asked, systems, {"half": half}, effect=0.002, replicates=200)
+    found = judge(asked, systems, {"": {"half": half}}, effect=0.002, replicates=200)
     assert [row.verdict for row in found] == [
         "supported", "no difference shown", "contradicted", "no verdict", "supported",
         "not inferior", "non-inferiority not shown",
@@ -300,7 +301,7 @@ def test_words_follow_the_intervals() -> None:
     assert found[3].n_seeds == 2
     assert found[0].a != found[4].a
     # Holm: the smallest p of five claims of superiority is multiplied by five.
-    alone = judge(asked[:1], systems, {}, effect=0.002, replicates=200)[0]
+    alone = judge(asked[:1], systems, {"": {}}, effect=0.002, replicates=200)[0]
     assert alone.p_holm is not None
     assert found[0].p_holm == pytest.approx(5 * alone.p_holm)
     assert found[5].p_holm is None
@@ -315,13 +316,52 @@ def test_what_cannot_be_compared_has_no_verdict_and_counts_in_the_family() -> No
         Claim(a="good", b="bad", metric=metric, slice="one"),
     ]
     one = {"one": np.arange(2000) < 10}
-    found = judge(asked, systems, one, effect=0.002, replicates=200)
+    found = judge(asked, systems, {"": one}, effect=0.002, replicates=200)
     assert [row.verdict for row in found] == ["supported", "no verdict", "no verdict"]
     assert not found[1].holds and not found[2].holds
     assert found[1].reason == "no such rows" and found[2].reason
-    alone = judge(asked[:1], systems, {}, effect=0.002, replicates=200)[0]
+    alone = judge(asked[:1], systems, {"": {}}, effect=0.002, replicates=200)[0]
     assert alone.p_holm is not None
     assert found[0].p_holm == pytest.approx(3 * alone.p_holm)
+
+
+def test_folds_are_averaged_within_a_seed() -> None:
+    def study(skill: float) -> Study:
+        systems = {"a": system("a", skill), "b": system("b", 0.2)}
+        return Study(
+            chosen={"a": {"lr": skill}, "b": {}},
+            systems=systems,
+            validation={name: dict.fromkeys(range(5), skill) for name in systems},
+            seconds=dict.fromkeys(systems, 10.0),
+            rows=int(100 * skill),
+            tuning_size={},
+        )
+
+    apart = {"fold-0": study(1.0), "fold-1": study(2.0)}
+    both = merged(apart)
+    assert both.chosen["a"] == {"fold-0 lr": 1.0, "fold-1 lr": 2.0}
+    assert (both.rows, both.seconds["a"], both.validation["a"][3]) == (100, 20.0, 1.5)
+    metric = "gauc_mean@user"
+    each = [values(one.systems["a"], [metric])[metric] for one in apart.values()]
+    mean = values(both.systems["a"], [metric])[metric]
+    assert mean.n == 5
+    assert mean.mean == pytest.approx((each[0].mean + each[1].mean) / 2)
+    assert each[0].mean + 0.05 < mean.mean < each[1].mean - 0.05
+
+    # A slice that one fold lacks is judged on the other.
+    half = np.arange(2000) < 1000
+    parts: Parts = {"fold-0": {"half": half}, "fold-1": {}}
+    asked = [Claim(a="a", b="b", metric=metric), Claim(a="a", b="b", metric=metric, slice="half")]
+    whole, cut = judge(asked, both.systems, parts, effect=0.002, replicates=200)
+    assert whole.a == pytest.approx(mean.mean)
+    only = {"": {"half": half}}
+    alone = judge(asked, apart["fold-0"].systems, only, effect=0.002, replicates=200)
+    assert cut.a == pytest.approx(alone[1].a)
+    assert sliced(both.systems, parts, metric)["half"]["rows"] == 1000
+    scores = {fold: {"rule": np.arange(2000.0)} for fold in apart}
+    rule = constant("rule", scores, both.systems["a"])
+    assert rule.rows[4].keys() == apart.keys()
+    assert merged({"": apart["fold-0"]}) is apart["fold-0"]
 
 
 def test_slices_are_those_of_a_scan(world: Path) -> None:

@@ -9,6 +9,7 @@ import pytest
 
 from bench import perconet_fair
 from bench.fair import study as study_module
+from bench.fair.slices import driven_by
 from bench.perconet_arms import arms, claims, weights_of
 from bench.perconet_fair import METRICS, verdict
 from raysys.data.dataset import Dataset
@@ -144,6 +145,24 @@ def test_the_words_follow_from_the_claims() -> None:
     assert verdict(both)["C1-weak"] == "supported"
     planted = verdict({"data": {**found_with(), "planted": True}})
     assert planted["C2"].startswith("supported on planted data")
+    assert planted["planted readers"] == (
+        "over the latent vector the persona is not shown to win for entity-driven readers and is "
+        "not shown to win for topic-driven ones"
+    )
+    driven = found_with()
+    for claim in claims(METRICS, cross=True, planted=True):
+        if claim.family == "planted":
+            won = claim.a == "P3" and claim.slice == driven_by("entity")
+            told = f"{claim.a} better than P0 in {claim.metric} on {claim.slice}"
+            word = "supported" if won else "no difference shown"
+            driven["claims"].append({"claim": told, "verdict": word, "reason": ""})
+    driven["planted"] = True
+    assert verdict({"data": driven})["planted readers"] == (
+        "over the latent vector the persona wins for entity-driven readers and is not shown to "
+        "win for topic-driven ones"
+    )
+    driven["claims"][-1]["verdict"] = "supported"
+    assert verdict({"data": driven})["planted readers"].startswith("not to be trusted")
     leaking = {**found_with(), "leak_tests": {"overlap": {"passed": False}}}
     assert verdict({"data": leaking}) == {"all": "not to be trusted: overlap failed"}
     untold = {**found_with(), "faithfulness": {"candidates": 0, "skipped": 3}}
