@@ -80,6 +80,8 @@ def _print(result: Evaluation) -> None:
         table.add_section()
         table.add_row("oracle", *_cells(result.oracle, shown), "")
     console.print(table)
+    if result.anchors:
+        console.print(_anchors(result))
     rest = [f"{name} {value.value:.4f}" for name, value in result.model.items()]
     console.print("model: " + ", ".join(rest), highlight=False)
     for name, gap in result.oracle_gap.items():
@@ -106,6 +108,19 @@ def _print(result: Evaluation) -> None:
             console.print(f"{finding.test}: {verdict} ({figures})", highlight=False)
     for warning in result.warnings:
         console.print(f"warning: {warning}", style="yellow", markup=False, highlight=False)
+
+
+def _anchors(result: Evaluation) -> Table:
+    """Published figures beside the run's; other splits or protocols, so no verdict follows."""
+    names = [name for name in result.model if any(name in row.values for row in result.anchors)]
+    title = "published elsewhere, for orientation: other splits and protocols, not our results"
+    table = Table("published", "on", *(n.split("@impression")[0] for n in names), "by", title=title)
+    table.box, table.collapse_padding, table.pad_edge = SIMPLE_HEAD, True, False
+    table.add_row("this run", result.split, *_cells(result.model, names), "", end_section=True)
+    for row in result.anchors:
+        cells = [f"{row.values[name]:.4f}" if name in row.values else "" for name in names]
+        table.add_row(row.model, row.where, *cells, row.source)
+    return table
 
 
 def _cells(values: dict[str, MetricValue], names: list[str]) -> list[str]:

@@ -23,6 +23,7 @@ from raysys.data.prepared import Prepared, prepare
 from raysys.errors import ConfigError, MetricError
 from raysys.metrics import GapShare, MetricValue, ScoredRows, gap_share
 from raysys.metrics import evaluate as measure
+from raysys.metrics.anchors import Anchor, anchors_of
 from raysys.metrics.baselines import (
     GBDT,
     NAMES,
@@ -54,7 +55,8 @@ class Evaluation(BaseModel):
     counts of the headline metric. oracle, oracle_gap: planted worlds only; the share of the gap
     from a baseline to the oracle that the model closes. counts: whether item counts stop at the
     split or follow the impressions. left_out: baselines that could not be computed, with the
-    reason. findings: leak and sanity tests. unknown: see `Predictor`.
+    reason. findings: leak and sanity tests. anchors: published figures on this public set, for
+    orientation. unknown: see `Predictor`.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -74,6 +76,7 @@ class Evaluation(BaseModel):
     counts: Counts
     left_out: dict[str, str]
     findings: list[Finding]
+    anchors: tuple[Anchor, ...] = ()
     unknown: dict[str, int]
     warnings: list[str]
     seed: int
@@ -167,6 +170,7 @@ def evaluate(
         counts=counts,
         left_out=_left_out(scores) if baselines else {},
         findings=findings,
+        anchors=anchors_of(prepared.dataset.card.dataset),
         unknown=dict(scorer.predictor.unknown),
         warnings=warnings,
         seed=seed,
