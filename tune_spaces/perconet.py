@@ -4,7 +4,7 @@ from tune_spaces.runner.space import Choice, Real, Space
 
 
 def space() -> Space:
-    """τ and λ are a grid, those of perconet.md §2.2; the curve is drawn over λ."""
+    """τ and λ are a grid, those of PerCoNet's sweep; a map of both and a curve over λ are drawn."""
     return Space(
         recipe="news/perconet",
         metric="gauc",
@@ -24,6 +24,7 @@ def space() -> Space:
         },
         at_best=True,
         curve="model.contrast.weight",
+        map=("model.contrast.temperature", "model.contrast.weight"),
         seeds=3,
         defaults={"with_histories": False},
     )

@@ -135,38 +135,50 @@ def _series(axes: Axes, series: Series, colour: str) -> None:
 
 def heatmap(figure: HeatmapFigure) -> str:
     """Cells by colour; around zero if values of both signs occur."""
+    with matplotlib.rc_context({**_STYLE, "axes.grid": False}):
+        return _uri(_cells(figure))
+
+
+def heatmap_png(figure: HeatmapFigure) -> bytes:
+    """The same as a PNG file."""
+    with matplotlib.rc_context({**_STYLE, "axes.grid": False}):
+        return _png(_cells(figure))
+
+
+def _cells(figure: HeatmapFigure) -> Canvas:
     values = np.array([[np.nan if v is None else v for v in row] for row in figure.values])
     low, high = _ends(values)
     both = low < 0 < high
     limit = max(-low, high)
-    with matplotlib.rc_context({**_STYLE, "axes.grid": False}):
-        names = 0.055 * min(_TICK, max(map(len, (*figure.x, *figure.y))))
-        cell = 0.42 if values.size <= _HEAT_CELLS else 0.2
-        size = (1 + names + cell * len(figure.x), 0.6 + names + 0.2 * len(figure.y))
-        canvas, axes = _canvas(min(size[0], 12), min(size[1], 12))
-        image = axes.imshow(
-            values,
-            aspect="auto",
-            cmap="RdBu_r" if both else "viridis",
-            vmin=-limit if both else low,
-            vmax=limit if both else high,
-        )
-        axes.set_xticks(range(len(figure.x)), [_short(name, _TICK) for name in figure.x])
-        axes.set_yticks(range(len(figure.y)), [_short(name, _TICK) for name in figure.y])
-        axes.tick_params(axis="x", labelrotation=60)
-        for label in axes.get_xticklabels():
-            label.set(horizontalalignment="right", rotation_mode="anchor")
-        axes.set(xlabel=figure.x_label, ylabel=figure.y_label)
-        if values.size <= _HEAT_CELLS:
-            for (row, column), value in np.ndenumerate(values):
-                if np.isfinite(value):
-                    red, green, blue, _ = image.to_rgba(value)
-                    bright = 0.3 * red + 0.59 * green + 0.11 * blue
-                    colour = "white" if bright < 0.5 else INK
-                    axes.text(column, row, f"{value:.2g}", ha="center", va="center", size=7,
-                              color=colour)  # fmt: skip
-        canvas.colorbar(image, ax=axes, fraction=0.05, label=figure.value_label)
-        return _uri(canvas)
+    names = 0.055 * min(_TICK, max(map(len, (*figure.x, *figure.y))))
+    # Cells that differ by little are told apart by more digits.
+    told = "{:.2g}" if high - low > 0.1 * max(abs(low), abs(high)) else "{:.4f}"
+    cell = (0.42 if told == "{:.2g}" else 0.6) if values.size <= _HEAT_CELLS else 0.2
+    size = (1 + names + cell * len(figure.x), 0.6 + names + 0.2 * len(figure.y))
+    canvas, axes = _canvas(min(size[0], 12), min(size[1], 12))
+    image = axes.imshow(
+        values,
+        aspect="auto",
+        cmap="RdBu_r" if both else "viridis",
+        vmin=-limit if both else low,
+        vmax=limit if both else high,
+    )
+    axes.set_xticks(range(len(figure.x)), [_short(name, _TICK) for name in figure.x])
+    axes.set_yticks(range(len(figure.y)), [_short(name, _TICK) for name in figure.y])
+    axes.tick_params(axis="x", labelrotation=60)
+    for label in axes.get_xticklabels():
+        label.set(horizontalalignment="right", rotation_mode="anchor")
+    axes.set(xlabel=figure.x_label, ylabel=figure.y_label)
+    if values.size <= _HEAT_CELLS:
+        for (row, column), value in np.ndenumerate(values):
+            if np.isfinite(value):
+                red, green, blue, _ = image.to_rgba(value)
+                bright = 0.3 * red + 0.59 * green + 0.11 * blue
+                colour = "white" if bright < 0.5 else INK
+                axes.text(column, row, told.format(value), ha="center", va="center", size=7,
+                          color=colour)  # fmt: skip
+    canvas.colorbar(image, ax=axes, fraction=0.05, label=figure.value_label)
+    return canvas
 
 
 def graph(figure: GraphFigure) -> str:

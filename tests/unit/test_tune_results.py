@@ -9,7 +9,7 @@ import pytest
 from scipy import stats
 
 from raysys.errors import ConfigError
-from raysys.tracking.figures import LineFigure, read_figures
+from raysys.tracking.figures import HeatmapFigure, LineFigure, read_figures
 from raysys.training import EarlyStopping
 from tune_spaces.runner.ledger import Book, Trial
 from tune_spaces.runner.objective import Objective
@@ -135,6 +135,31 @@ def test_the_grid_of_the_best_gives_curve_and_winner(tmp_path: Path) -> None:
     assert [path.name for path in write_report(tmp_path / "alone", alone, space)] == [
         "objective.png", "parameters.png",
     ]  # fmt: skip
+
+
+def test_the_map_shows_the_mean_of_each_cell_of_two_grids(tmp_path: Path) -> None:
+    keys = ("model.history_length", "train.lr")
+    lengths, rates = (5, 10), (0.001, 0.01, 0.1)
+    grid = {keys[0]: lengths, keys[1]: rates}
+    space = Space(recipe="ctr/din", metric="gauc", mode="max", grid=grid, map=keys)
+    trials = [
+        Trial(f"t{row}{column}{seed}", 0, {keys[0]: length, keys[1]: rate}, seed, "completed", 1,
+              0.6 + 0.01 * row + 0.002 * column + 0.0004 * seed, 1.0)
+        for row, length in enumerate(lengths)
+        for column, rate in enumerate(rates)
+        for seed in range(2)
+    ]  # fmt: skip
+    trials[-1].status = "failed"  # a cell with a seed missing is none
+    images = write_report(tmp_path, trials, space)
+    assert (tmp_path / "report" / "map.png") in images
+    plane = read_figures(tmp_path)["map"]
+    assert isinstance(plane, HeatmapFigure)
+    assert (plane.y, plane.x) == (("5", "10"), ("0.001", "0.01", "0.1"))
+    assert np.array(plane.values[0]) == pytest.approx([0.6002, 0.6022, 0.6042])
+    assert plane.values[1][2] is None
+    assert space.fixed({"train.lr": 0.1}).map is None
+    with pytest.raises(ValueError, match=r"map=train\.lr: give it numbers in grid"):
+        Space(recipe="ctr/din", metric="gauc", mode="max", grid={keys[0]: lengths}, map=keys)
 
 
 def search_trials() -> list[Trial]:

@@ -10,10 +10,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from raysys.metrics.seeds import t_interval
-from raysys.tracking.draw import Scatter, line_png, scatter_png
+from raysys.tracking.draw import Scatter, heatmap_png, line_png, scatter_png
 from raysys.tracking.figures import (
     FOLDER,
     Figure,
+    HeatmapFigure,
     LineFigure,
     Series,
     TableFigure,
@@ -86,10 +87,13 @@ def write_report(out: Path, trials: list[Trial], space: Space) -> list[Path]:
     figures["objective"] = _objective(valued, space)
     if space.curve is not None and (curve := _curve(trials, space)) is not None:
         figures["curve"] = curve
+    if space.map is not None and (plane := _map(trials, space)) is not None:
+        figures["map"] = plane
     for name, figure in figures.items():
         write_figure(out, name, figure)
     folder = out / FOLDER
     images = {n: line_png(f, 6.4, 3.8) for n, f in figures.items() if isinstance(f, LineFigure)}
+    images |= {n: heatmap_png(f) for n, f in figures.items() if isinstance(f, HeatmapFigure)}
     if space.search:
         images["parameters"] = scatter_png(
             [_scatter(key, _suggested(valued, space), space) for key in space.search],
@@ -136,18 +140,10 @@ def _objective(trials: list[Trial], space: Space) -> LineFigure:
 def _curve(trials: list[Trial], space: Space) -> LineFigure | None:
     """For each value of the curve's parameter the arm with the best mean over its seeds."""
     assert space.curve is not None
-    at: dict[float, list[float]] = {}
-    trials = [trial for trial in trials if space.curve in trial.parameters]
-    for members in _arms(trials).values():
-        kept = [t.value for t in members if t.status == "completed" and t.value is not None]
-        if len(kept) < len(members):
-            continue
-        place = float(members[0].parameters[space.curve])
-        old = at.get(place)
-        if old is None or better(_mean(kept), _mean(old), space.mode):
-            at[place] = kept
-    if not at:
+    found = _best_at((space.curve,), trials, space)
+    if not found:
         return None
+    at = {place: values for (place,), values in found.items()}
     places = sorted(at)
     least = min(len(values) for values in at.values())
     spans = [t_interval(at[place]) for place in places] if least > 1 else None
@@ -171,6 +167,49 @@ def _curve(trials: list[Trial], space: Space) -> LineFigure | None:
             ),
         ),
     )
+
+
+def _map(trials: list[Trial], space: Space) -> HeatmapFigure | None:
+    """The means over the plane of two grid keys; cells without a whole arm stay empty."""
+    assert space.map is not None
+    found = _best_at(space.map, trials, space)
+    if not found:
+        return None
+    rows, columns = (sorted(map(float, space.grid[key])) for key in space.map)
+    values = tuple(
+        tuple(_mean(found[row, column]) if (row, column) in found else None for column in columns)
+        for row in rows
+    )
+    seeds = min(len(kept) for kept in found.values())
+    caption = f"Mean over {seeds} seed{'s' if seeds > 1 else ''}, on the validation split."
+    caption += " All else as in the best suggestion." if space.at_best else ""
+    return HeatmapFigure(
+        title=f"{space.metric} over {' and '.join(space.map)}",
+        caption=caption,
+        x=tuple(f"{value:g}" for value in columns),
+        y=tuple(f"{value:g}" for value in rows),
+        values=values,
+        x_label=space.map[1].split(".")[-1],
+        y_label=space.map[0].split(".")[-1],
+        value_label=space.metric,
+    )
+
+
+def _best_at(
+    keys: tuple[str, ...], trials: list[Trial], space: Space
+) -> dict[tuple[float, ...], list[float]]:
+    """For each place of the grid keys the values by seed of the best arm that came to its end."""
+    at: dict[tuple[float, ...], list[float]] = {}
+    trials = [trial for trial in trials if {*keys} <= trial.parameters.keys()]
+    for members in _arms(trials).values():
+        kept = [t.value for t in members if t.status == "completed" and t.value is not None]
+        if len(kept) < len(members):
+            continue
+        place = tuple(float(members[0].parameters[key]) for key in keys)
+        old = at.get(place)
+        if old is None or better(_mean(kept), _mean(old), space.mode):
+            at[place] = kept
+    return at
 
 
 def _scatter(key: str, trials: list[Trial], space: Space) -> Scatter:

@@ -94,6 +94,7 @@ class Space(_Part):
     halving: stopping of bad suggestions; only where a suggestion is one trial, since a mean over
         seeds or a grid needs all of them.
     curve: the grid key over which the means with their intervals are drawn.
+    map: two grid keys, rows and columns of a picture of the means.
     memory_gb: of one training process at the scale the space is meant for.
     """
 
@@ -108,6 +109,7 @@ class Space(_Part):
     seeds: int = Field(default=1, ge=1)
     halving: Halving | None = Halving()
     curve: str | None = None
+    map: tuple[str, str] | None = None
     memory_gb: float = Field(default=1.5, gt=0)
 
     @model_validator(mode="after")
@@ -119,10 +121,11 @@ class Space(_Part):
             raise ValueError("train.seed is varied by seeds, not by search or grid")
         if self.at_best and not self.search:
             raise ValueError("at_best: without search there is no best suggestion")
-        if self.curve is not None:
-            values = self.grid.get(self.curve, ())
+        drawn = {"curve": (self.curve,) if self.curve else (), "map": self.map or ()}
+        for name, key in ((name, key) for name, keys in drawn.items() for key in keys):
+            values = self.grid.get(key, ())
             if not values or any(isinstance(v, bool | str) for v in values):
-                raise ValueError(f"curve={self.curve}: give it numbers in grid")
+                raise ValueError(f"{name}={key}: give it numbers in grid")
         return self
 
     def fixed(self, keys: Mapping[str, Any]) -> Self:
@@ -132,6 +135,7 @@ class Space(_Part):
                 "search": {k: v for k, v in self.search.items() if k not in keys},
                 "grid": {k: v for k, v in self.grid.items() if k not in keys},
                 "curve": None if self.curve in keys else self.curve,
+                "map": None if self.map and {*self.map} & keys.keys() else self.map,
                 # With nothing left to search the grid is the sweep.
                 "at_best": self.at_best and not self.search.keys() <= keys.keys(),
             }
