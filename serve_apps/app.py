@@ -14,6 +14,7 @@ from serve_apps.ctr import ctr
 from serve_apps.edge import CONTROLLER
 from serve_apps.gateway import gateway
 from serve_apps.news import news
+from serve_apps.personas import personas
 from serve_apps.scene import scene
 
 # Beyond the gateway's own deadline; only a gateway that hangs meets it.
@@ -26,6 +27,11 @@ def build(args: ServeConfig) -> serve.Application:
     rankers: dict[str, Any] = {}
     if args.fused and encoder is not None:
         rankers["scene"] = encoder
+    wishes = args.models.personas
+    if wishes is not None:
+        rankers["personas"] = personas.options(
+            ray_actor_options=dict(num_cpus=wishes.num_cpus), **_HEALTH
+        ).bind(wishes.store)
     if not args.fused:
         for family, model in args.models.served():
             deployment = {"ctr": ctr, "news": news}[family].options(
@@ -37,7 +43,7 @@ def build(args: ServeConfig) -> serve.Application:
             if family == "ctr":
                 rankers[family] = deployment.bind(model, encoder, most_values(args))
             else:
-                rankers[family] = deployment.bind(model)
+                rankers[family] = deployment.bind(model, wishes)
     in_flight = args.limits.in_flight
     return gateway.options(
         num_replicas=args.gateway.replicas,

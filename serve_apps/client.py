@@ -1,16 +1,25 @@
 """A small client for the served graph."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from types import TracebackType
 from typing import Any, Self
+from urllib.parse import quote
 
 import requests
 
 from raysys.data.requests import Request
 from raysys.errors import RaysysError
 from serve_apps.config import Family
-from serve_apps.schemas import ErrorBody, ModelCard, RankAnswer, RankRequest, Stats
+from serve_apps.schemas import (
+    ErrorBody,
+    ModelCard,
+    PersonaAnswer,
+    PersonaWish,
+    RankAnswer,
+    RankRequest,
+    Stats,
+)
 
 
 class ServerError(RaysysError):
@@ -71,6 +80,35 @@ class Client:
         body = ask.model_dump_json(exclude_defaults=True).encode()
         answer = self._send("POST", f"/v1/{family}/rank", body)
         return RankAnswer.model_validate_json(answer.content)
+
+    def persona(self, reader: str) -> PersonaAnswer:
+        """What the news model believes of a reader.
+
+        Raises:
+            ServerError: no personas are served, or the server does not answer.
+        """
+        return self._persona("GET", reader)
+
+    def hide(self, reader: str, entities: Iterable[str]) -> PersonaAnswer:
+        """Hide these entities of the reader's persona, and no others, from now on.
+
+        Raises:
+            ServerError: an entity that the model does not know, or as for `persona`.
+        """
+        wish = PersonaWish(hidden=tuple(entities))
+        return self._persona("PUT", reader, wish.model_dump_json().encode())
+
+    def forget(self, reader: str) -> PersonaAnswer:
+        """Have everything up to now forgotten that the news model knows of a reader.
+
+        Raises:
+            ServerError: as for `persona`.
+        """
+        return self._persona("DELETE", reader)
+
+    def _persona(self, method: str, reader: str, body: bytes | None = None) -> PersonaAnswer:
+        answer = self._send(method, f"/v1/personas/{quote(reader, safe='')}", body)
+        return PersonaAnswer.model_validate_json(answer.content)
 
     def models(self) -> dict[Family, ModelCard]:
         """What is served.

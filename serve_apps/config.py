@@ -6,7 +6,9 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from raysys.data.loaders.reading import nearest
 from raysys.errors import ArtifactError
+from raysys.news.entities import EntityTable
 from raysys.options import resolve
 
 APP = "raysys"
@@ -86,12 +88,47 @@ class Scene(_Strict):
     max_values: Count = 10_000
 
 
+class Personas(_Strict):
+    """Cards that show readers their personas, and heed what they ask for.
+
+    store: SQLite file of what readers have asked for, on the node of its one replica. suppress,
+    suppress_types: entities that count for nobody, by id or type, though the model knows them.
+    """
+
+    store: Path
+    num_cpus: Annotated[float, Field(ge=0)] = 0.0
+    suppress: tuple[str, ...] = ()
+    suppress_types: tuple[str, ...] = ()
+
+    def barred(self, table: EntityTable) -> tuple[str, ...]:
+        """The ids that are suppressed.
+
+        Raises:
+            ArtifactError: an id or a type that the model does not know, which may be a slip.
+        """
+        for option, names, known in (
+            ("suppress", self.suppress, set(table.ids)),
+            ("suppress_types", self.suppress_types, set(table.types)),
+        ):
+            strange = sorted(set(names) - known)
+            if strange:
+                raise ArtifactError(
+                    f"models.personas.{option}: {strange[0]!r} is not known to the news model"
+                    + nearest(strange[0], sorted(known))
+                )
+        kept = zip(table.ids, table.types, strict=True)
+        return tuple(
+            name for name, kind in kept if name in self.suppress or kind in self.suppress_types
+        )
+
+
 class Models(_Strict):
     """The rankers, either of which may be absent, and what helps them."""
 
     ctr: Model | None = None
     news: Model | None = None
     scene: Scene | None = None
+    personas: Personas | None = None
 
     def served(self) -> Iterator[tuple[Family, Model]]:
         """Those that are present."""
@@ -121,14 +158,17 @@ class ServeConfig(_Strict):
             raise ValueError("models: name a run folder for ctr, news or both")
         if self.models.scene is not None and self.models.ctr is None:
             raise ValueError("models.scene: only a ctr model has scenes; name its run folder")
+        if self.models.personas is not None and self.models.news is None:
+            raise ValueError("models.personas: only a news model has personas; name its run folder")
         return self
 
     @property
     def cpus(self) -> float:
         """CPUs that all replicas ask Ray for."""
         models = [(model.replicas, model.num_cpus) for _, model in self.models.served()]
-        scene = self.models.scene
+        scene, personas = self.models.scene, self.models.personas
         beside = 0.0 if scene is None else scene.replicas * scene.num_cpus
+        beside += 0.0 if personas is None else personas.num_cpus
         if self.fused:
             return beside + self.gateway_cpus * self.gateway.replicas
         return (
@@ -161,6 +201,10 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> ServeConfig:
     if scene is not None:
         table = None if scene.table is None else scene.table.expanduser().absolute()
         models["scene"] = scene.model_copy(update={"table": table})
+    personas = config.models.personas
+    if personas is not None:
+        store = personas.store.expanduser().absolute()
+        models["personas"] = personas.model_copy(update={"store": store})
     return config.model_copy(update={"models": config.models.model_copy(update=models)})
 
 

@@ -17,10 +17,12 @@ from ray.serve.exceptions import (
     RequestCancelledError,
 )
 
+from raysys.data.requests import MAX_ID
 from serve_apps.config import Family, ServeConfig, most_values
 from serve_apps.ctr import CTRRanking
 from serve_apps.edge import TIMEOUT_HEADER, WISH_HEADER
 from serve_apps.news import NewsRanking
+from serve_apps.personas import Wish
 from serve_apps.ranking import Ranking, Reply
 from serve_apps.schemas import (
     ErrorBody,
@@ -28,6 +30,7 @@ from serve_apps.schemas import (
     RankRequest,
     Stats,
     parse,
+    parse_wish,
     request_id,
     to_json,
 )
@@ -61,6 +64,47 @@ class Backend:
     stats: Callable[[], Awaitable[Stats]]
 
 
+@dataclass(frozen=True)
+class PersonaDesk:
+    """Where readers see and change their personas. store: handle of a `PersonaStore`; card,
+    strange: of the news ranker, here or in another process."""
+
+    store: Any
+    card: Callable[[str, Wish], Awaitable[Reply]]
+    strange: Callable[[tuple[str, ...]], Awaitable[str | None]]
+
+    async def read(self, reader: str) -> Reply:
+        """The card as it counts now."""
+        return await self.card(reader, await self.store.read.remote(reader))
+
+    async def hide(self, reader: str, hidden: tuple[str, ...]) -> Reply:
+        """The card without these entities; 422 if the model does not know one of them."""
+        unknown = await self.strange(hidden)
+        if unknown is not None:
+            raise Refusal(422, "bad_request", f"hidden: {unknown!r} is no entity of this model")
+        return await self.card(reader, await self.store.hide.remote(reader, hidden))
+
+    async def forget(self, reader: str) -> Reply:
+        """The empty card that is left."""
+        return await self.card(reader, await self.store.forget.remote(reader))
+
+    async def heeded(self, request: RankRequest) -> RankRequest:
+        """The request with what its reader has asked for."""
+        wish: Wish = await self.store.read.remote(request.user_id)
+        if wish == Wish():
+            return request
+        known = [since for since in (request.since, wish.since) if since is not None]
+        update = {
+            "hidden": (*request.hidden, *wish.hidden),
+            "since": max(known) if known else None,
+        }
+        return request.model_copy(update=update)
+
+
+def _desk(store: Any, card: Any, strange: Any) -> PersonaDesk | None:
+    return None if store is None else PersonaDesk(store, card, strange)
+
+
 class Gateway:
     """Ingress of the graph.
 
@@ -69,12 +113,19 @@ class Gateway:
         ctr, news: handles of the deployments; None where the model is not served, or where it
             is fused into this process.
         scene: handle of the text encoder for a ctr model that is fused.
+        personas: handle of what readers have asked for about their personas.
     """
 
     def __init__(
-        self, config: ServeConfig, ctr: Any = None, news: Any = None, scene: Any = None
+        self,
+        config: ServeConfig,
+        ctr: Any = None,
+        news: Any = None,
+        scene: Any = None,
+        personas: Any = None,
     ) -> None:
         self.config = config
+        self.desk: PersonaDesk | None = None
         self.in_flight = 0
         self.backends: dict[Family, Backend] = {}
         handles: dict[Family, Any] = {"ctr": ctr, "news": news}
@@ -85,12 +136,15 @@ class Gateway:
                 if family == "ctr":
                     local = CTRRanking(model, scene, most_values(config))
                 else:
-                    local = NewsRanking(model)
+                    local = NewsRanking(model, config.models.personas)
+                    self.desk = _desk(personas, local.persona, local.unknown_entity)
                 self.backends[family] = Backend(local.rank, local.describe, local.stats)
             else:
                 self.backends[family] = Backend(
                     handle.rank.remote, handle.describe.remote, handle.stats.remote
                 )
+                if family == "news":
+                    self.desk = _desk(personas, handle.persona.remote, handle.unknown_entity.remote)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """The routes; there are no generated documentation pages."""
@@ -103,6 +157,22 @@ class Gateway:
         @api.post("/v1/news/rank")
         async def rank_news(http: Request) -> Response:
             return await self.rank("news", http)
+
+        # With a method each of its own, and `path`, since ids of readers may hold slashes.
+        @api.get("/v1/personas/{reader:path}")
+        async def persona(reader: str) -> Response:
+            return await self.persona(reader, lambda desk: desk.read(reader))
+
+        @api.put("/v1/personas/{reader:path}")
+        async def hide(reader: str, http: Request) -> Response:
+            wish = parse_wish(await self._body(http), self.config.limits)
+            if isinstance(wish, str):
+                raise Refusal(422, "bad_request", wish)
+            return await self.persona(reader, lambda desk: desk.hide(reader, wish.hidden))
+
+        @api.delete("/v1/personas/{reader:path}")
+        async def forget(reader: str) -> Response:
+            return await self.persona(reader, lambda desk: desk.forget(reader))
 
         @api.get("/v1/models")
         async def models() -> Response:
@@ -129,7 +199,8 @@ class Gateway:
 
         @api.exception_handler(405)
         async def unfit(_: Request, error: Exception) -> Response:
-            return Refusal(405, "method_not_allowed", "ranking is a POST").response()
+            told = "ranking is a POST; personas are read by GET, changed by PUT and DELETE"
+            return Refusal(405, "method_not_allowed", told).response()
 
         @api.exception_handler(Exception)
         async def unexpected(_: Request, error: Exception) -> Response:
@@ -152,6 +223,35 @@ class Gateway:
             Refusal: a ranker does not answer.
         """
         return await _all({family: b.stats for family, b in self.backends.items()})
+
+    async def persona(
+        self, reader: str, ask: Callable[["PersonaDesk"], Awaitable[Reply]]
+    ) -> Response:
+        """One question about a reader's persona, or one change of it.
+
+        Raises:
+            Refusal: it ends in anything but a card.
+        """
+        if self.desk is None:
+            raise Refusal(404, "not_served", "no personas are served here; see models.personas")
+        if not 0 < len(reader) <= min(MAX_ID, self.config.limits.string):
+            raise Refusal(422, "bad_request", f"a reader's id has 1 to {MAX_ID} characters")
+        if self.in_flight >= self.config.limits.in_flight:
+            raise Refusal(503, "busy", "too many requests are being answered; try again")
+        allowed = self.config.http.request_timeout_s
+        self.in_flight += 1
+        try:
+            async with asyncio.timeout(allowed):
+                status, body = await ask(self.desk)
+        except TimeoutError as error:
+            raise Refusal(408, "timeout", f"no answer within {allowed:g} s") from error
+        except Refusal:
+            raise
+        except Exception as error:
+            raise _unavailable(error) from error
+        finally:
+            self.in_flight -= 1
+        return _json(status, body)
 
     async def rank(self, family: Family, http: Request) -> Response:
         """One ranking request, from its headers to its answer.
@@ -185,6 +285,12 @@ class Gateway:
         request = parse(body, self.config.limits)
         if isinstance(request, str):
             raise Refusal(422, "bad_request", request, request_id(body))
+        if family == "news" and self.desk is not None:
+            try:
+                request = await self.desk.heeded(request)
+            except Exception as error:
+                # What a reader has hidden must not come back because nobody could be asked.
+                raise _unavailable(error, request.request_id) from error
         status, answer = await self._ask(family, request, deadline)
         return _json(status, answer)
 

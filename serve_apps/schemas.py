@@ -7,7 +7,8 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from raysys.artifacts.persona import PersonaExplanation
 from raysys.artifacts.retrieval import RetrievalExplanation
-from raysys.data.requests import MAX_ID, Request
+from raysys.data.requests import MAX_HIDDEN, MAX_ID, Id, Request
+from raysys.perconet.cards import PersonaCard
 from serve_apps.config import Limits
 
 # Several times faster than the json module, and NaN becomes null.
@@ -78,6 +79,25 @@ class RankAnswer(BaseModel):
     items: list[RankedItem]
     fallback: Literal["popularity", "as_sent"] | None
     retrieval: RetrievalExplanation | None = None
+
+
+class PersonaAnswer(BaseModel):
+    """What a model believes of a reader, and what he has asked for: entities that are hidden from
+    it, and since when (µs UTC) his clicks may be looked at."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    card: PersonaCard
+    hidden: tuple[str, ...]
+    since: int | None
+
+
+class PersonaWish(BaseModel):
+    """The entities to hide from now on; those of an earlier wish that are not here count again."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    hidden: Annotated[tuple[Id, ...], Field(max_length=MAX_HIDDEN)]
 
 
 class ErrorBody(BaseModel):
@@ -152,6 +172,18 @@ def parse(body: bytes, limits: Limits) -> RankRequest | str:
     return _over(request, limits) or request
 
 
+def parse_wish(body: bytes, limits: Limits) -> PersonaWish | str:
+    """The wish in a JSON body, or what is wrong with it."""
+    try:
+        wish = PersonaWish.model_validate_json(body)
+    except ValidationError as error:
+        return _fault(error.errors(include_url=False, include_input=False)[0])
+    longest = max(map(len, wish.hidden), default=0)
+    if longest > limits.string:
+        return f"a string of {longest} characters, at most {limits.string} are allowed"
+    return wish
+
+
 def request_id(body: bytes) -> str | None:
     """The id in a body that is no valid request, if it can be read."""
     try:
@@ -181,6 +213,7 @@ def _over(request: RankRequest, limits: Limits) -> str | None:
             return f"{name}: {count} entries, at most {limit} are allowed"
     words = [request.request_id, request.user_id, *request.candidates]
     words += [event.item_id for event in events]
+    words += request.hidden
     for context in contexts:
         words += context
         words += [value for value in context.values() if isinstance(value, str)]

@@ -13,6 +13,7 @@ from raysys.dist.cluster import ensure_ray
 from raysys.errors import ConfigError, RaysysError
 from raysys.larr.online import scene_fit
 from serve_apps.config import APP, Family, ServeConfig, check_family
+from serve_apps.news import persona_table
 
 HEALTHY_WITHIN_S = 60.0
 
@@ -24,14 +25,17 @@ def check_runs(config: ServeConfig) -> dict[Family, RunConfig]:
 
     Raises:
         ArtifactError: a run is unfinished, damaged or of the other family, or has no scenes to
-            fill.
+            fill, or no personas to show.
     """
     found = {}
     for family, model in config.models.served():
-        found[family] = load_run(model.run).config
+        run = load_run(model.run)
+        found[family] = run.config
         check_family(found[family].recipe, family, model)
         if family == "ctr" and config.models.scene is not None:
             scene_fit(found[family], model.run)
+        if family == "news" and config.models.personas is not None:
+            config.models.personas.barred(persona_table(run))
     return found
 
 
@@ -76,6 +80,9 @@ def running(config: ServeConfig) -> Iterator[str]:
             yield url
         finally:
             serve.delete(APP)
+            # With nobody else in it Serve would only hold the port, also against ourselves.
+            if not serve.status().applications:
+                serve.shutdown()
     finally:
         if own:
             ray.shutdown()

@@ -50,11 +50,16 @@ class _Chunk(NamedTuple):
     chosen: npt.NDArray[np.int64]
     pointers: Pointers
     collate: Collator
-    device: torch.device | str
+    hidden: dict[int, tuple[str, ...]]  # place in the chunk -> entities
+    predictor: "Predictor"
 
     def batch(self) -> Batch:
         """Gather it."""
-        return self.collate(self.pointers).to(self.device)
+        batch = self.collate(self.pointers)
+        if self.hidden:
+            wishes = [self.hidden.get(place, ()) for place in range(len(batch))]
+            batch = self.predictor.model.hide(batch, wishes)
+        return batch.to(self.predictor.device)
 
 
 class Predictor:
@@ -253,7 +258,7 @@ class Predictor:
             self.unknown["items"] += int((pointers.candidates == OOV).sum())
             self.unknown["contexts"] += int((pointers.context < FIRST).any(1).sum())
             self.unknown["users"] += int((collate.histories.lookup(chunk.users) < 0).sum())
-            yield _Chunk(names[chosen], pointers, collate, self.device)
+            yield _Chunk(names[chosen], pointers, collate, chunk.hidden, self)
 
 
 def _rows(offsets: npt.NDArray[np.int64], chosen: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:

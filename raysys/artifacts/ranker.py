@@ -2,6 +2,7 @@
 
 import importlib
 from abc import abstractmethod
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -79,6 +80,13 @@ class Ranker(nn.Module):
         None by default: the model has no persona.
         """
         return None
+
+    def hide(self, batch: Batch, hidden: Sequence[Sequence[str]]) -> Batch:
+        """The batch with the entities [B] that each request wants to count nowhere.
+
+        Unchanged by default: the model has no persona.
+        """
+        return batch
 
     def collator(self, histories: Histories, codec: ContextCodec) -> Collator:
         """What gathers this model's batches, in training, evaluation and serving alike.

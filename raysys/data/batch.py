@@ -25,7 +25,9 @@ class Batch:
     candidates [B, C] int64; candidate_mask [B, C] bool, True = real;
     clicks, orders [B, C] float32 labels, None when scoring;
     owner [B] int64: where in the histories those of the user begin, the same for all requests of
-    a user; None where nobody asks.
+    a user; None where nobody asks;
+    hidden [B, H] int64: rows, in the model's own table of entities, of those that must not count
+    for the request, 0 padding; None where nobody hides any.
     """
 
     context: Tensor
@@ -40,6 +42,7 @@ class Batch:
     clicks: Tensor | None = None
     orders: Tensor | None = None
     owner: Tensor | None = None
+    hidden: Tensor | None = None
 
     def __len__(self) -> int:
         """B."""

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +18,9 @@ from raysys.data.schema import BEHAVIOURS
 from raysys.data.split import iso
 from raysys.errors import DataError
 
+T = TypeVar("T")
 MAX_ID = 256  # characters
+MAX_HIDDEN = 1000  # entities
 Id = Annotated[str, Field(min_length=1, max_length=MAX_ID)]
 ContextValue = Annotated[str, Field(max_length=256)] | float | None
 # What an int64 column holds; its smallest number stands for an unknown time.
@@ -51,7 +53,9 @@ class Request(BaseModel):
 
     ts: µs since the epoch, UTC. `history` replaces the stored history of the user; its events
     are oldest first, those without `ts` before all, and those at or after the request's `ts` are
-    ignored. `history_end` cuts the stored history where there is no time.
+    ignored. `history_end` cuts the stored history where there is no time. `since`: events before
+    it, and those without a time, are not looked at, wherever the history is from. `hidden`:
+    entities that must not count in the user's persona, where the model has one.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -64,6 +68,8 @@ class Request(BaseModel):
     candidates: Annotated[tuple[Id, ...], Field(min_length=1)]
     history: tuple[HistoryEvent, ...] | None = None
     history_end: Annotated[int, Field(ge=0, le=_LAST)] | None = None
+    since: Microseconds | None = None
+    hidden: Annotated[tuple[Id, ...], Field(max_length=MAX_HIDDEN)] = ()
 
     @model_validator(mode="after")
     def _distinct(self) -> "Request":
@@ -123,7 +129,8 @@ class Requests:
 
     ids [N]; users [N]; ts [N] µs (UNKNOWN_TS where null); history_end [N], −1 where not given;
     context [N, F] codes of the model's codec; candidates [R] ids, concatenated; counts [N];
-    inline: request index -> the history sent with it.
+    inline: request index -> the history sent with it. since [N] µs, UNKNOWN_TS where all may be
+    seen; hidden: request index -> entities that must not count.
     """
 
     ids: list[str]
@@ -134,6 +141,8 @@ class Requests:
     candidates: list[str]
     counts: npt.NDArray[np.int64]
     inline: dict[int, tuple[HistoryEvent, ...]]
+    since: npt.NDArray[np.int64]
+    hidden: dict[int, tuple[str, ...]]
 
     def __len__(self) -> int:
         """N."""
@@ -157,6 +166,10 @@ class Requests:
             candidates=[item for r in requests for item in r.candidates],
             counts=np.array([len(r.candidates) for r in requests], np.int64),
             inline={i: r.history for i, r in enumerate(requests) if r.history is not None},
+            since=np.array(
+                [UNKNOWN_TS if r.since is None else r.since for r in requests], np.int64
+            ),
+            hidden={i: r.hidden for i, r in enumerate(requests) if r.hidden},
         )
 
     @classmethod
@@ -197,6 +210,8 @@ class Requests:
             candidates=pc.list_flatten(lists).to_pylist(),
             counts=counts.astype(np.int64),
             inline={},
+            since=np.full(len(table), UNKNOWN_TS, np.int64),
+            hidden={},
         )
 
     def take(self, chosen: npt.NDArray[np.int64]) -> "Requests":
@@ -211,11 +226,10 @@ class Requests:
             context=self.context[chosen],
             candidates=[item for items in picked for item in items],
             counts=self.counts[chosen],
-            inline={
-                new: self.inline[old] for new, old in enumerate(chosen.tolist())
-                if old in self.inline
-            },
-        )  # fmt: skip
+            inline=_taken(self.inline, chosen),
+            since=self.since[chosen],
+            hidden=_taken(self.hidden, chosen),
+        )
 
     def stored(self) -> npt.NDArray[np.int64]:
         """Indices of the requests whose history is looked up."""
@@ -234,9 +248,12 @@ class Requests:
         cut = start + np.minimum(self.history_end, limit - start)
         cut = np.where(self.history_end >= 0, cut, limit)
         rows = catalogue.rows(self.candidates)
+        end = np.where(self.ts == UNKNOWN_TS, cut, timed)
+        if (self.since != UNKNOWN_TS).any():
+            start = np.minimum(end, np.maximum(start, histories.end_before(user, self.since)))
         return Pointers(
             start=start,
-            end=np.where(self.ts == UNKNOWN_TS, cut, timed),
+            end=end,
             ts=self.ts,
             context=self.context,
             codec=codec,
@@ -269,3 +286,8 @@ class Requests:
         chosen = np.array(sorted(self.inline), np.int64)
         part = self.take(chosen)
         return Requests(**{**vars(part), "users": [f"{i:09d}" for i in chosen.tolist()]})
+
+
+def _taken(by_request: dict[int, T], chosen: npt.NDArray[np.int64]) -> dict[int, T]:
+    """What the chosen requests have, by their new places."""
+    return {new: by_request[old] for new, old in enumerate(chosen.tolist()) if old in by_request}

@@ -2,6 +2,7 @@
 
 import hashlib
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -27,7 +28,8 @@ _ARRAYS = ("idf", "vectors", "news", "confidence")
 class EntityOptions(BaseModel):
     """Entities of news and their vectors.
 
-    fields, types: where entities are taken from, and of which types; none named: all. per_news: so
+    fields, types: where entities are taken from, and of which types; none named: all. suppress:
+    ids of entities that the model must never know. per_news: so
     many of an article's entities at most, those of the title first. vectors: those shipped with
     the data set where it has them, or learned ones of `width` numbers. tuned: the table of entity
     vectors learns too, after `frozen_epochs`. buckets: of hashed vectors, for entities without a
@@ -41,6 +43,7 @@ class EntityOptions(BaseModel):
         "abstract",
     )
     types: tuple[str, ...] = ()
+    suppress: tuple[str, ...] = ()
     per_news: Annotated[int, Field(ge=1)] = 16
     vectors: Literal["shipped", "learned"] = "shipped"
     tuned: bool = True
@@ -94,6 +97,14 @@ class EntityTable:
     def __len__(self) -> int:
         """V."""
         return len(self.ids)
+
+    @cached_property
+    def _rows(self) -> dict[str, int]:
+        return {name: row for row, name in enumerate(self.ids, 1)}
+
+    def row(self, name: str) -> int:
+        """The row of an entity id, 0 if there is none."""
+        return self._rows.get(name, 0)
 
     def type_codes(self, types: tuple[str, ...]) -> Ints:
         """Code [1 + V] of each entity's type: 0 is none, 1.. the places in `types`."""
@@ -204,6 +215,9 @@ def _mentions(data: Prepared, options: EntityOptions) -> pa.Table:
         pc.is_in(table["field"], value_set=pa.array(options.fields)), pc.is_null(table["field"])
     )
     keep = pc.and_(keep, pc.is_valid(table["id"]))
+    if options.suppress:
+        barred = pc.is_in(table["id"], value_set=pa.array(options.suppress))
+        keep = pc.and_(keep, pc.invert(barred))
     if options.types:
         keep = pc.and_(keep, pc.is_in(table["type"], value_set=pa.array(options.types)))
     table = table.filter(keep).combine_chunks()

@@ -1,12 +1,16 @@
 """Personas click by click, and the card that shows one to its user (§7)."""
 
 from collections import Counter, deque
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Literal
 
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, Field
 
 from raysys.data.contexts import FIRST
+from raysys.data.histories import UNKNOWN_TS, Histories
 from raysys.errors import ConfigError
 from raysys.news.entities import EntityTable
 from raysys.perconet.config import PersonaOptions
@@ -58,15 +62,20 @@ class PersonaTally:
     """f_u(e) of one user, brought up to date click by click: all grow older by γ, the newest is
     added, the one that leaves the window of L_p is taken away.
 
+    hidden: ids of entities that do not count.
+
     Raises:
         ConfigError: learned, even or placebo prominence, which are no sums over clicks.
     """
 
-    def __init__(self, options: PersonaOptions, table: EntityTable) -> None:
+    def __init__(
+        self, options: PersonaOptions, table: EntityTable, hidden: Iterable[str] = ()
+    ) -> None:
         kind = options.prominence
         if kind in ("learned", "even") or options.placebo is not None:
             raise ConfigError(f"persona.prominence={kind} cannot be kept click by click")
         self.options, self.table = options, table
+        self._skipped = {0, *(table.row(name) for name in hidden)}
         self._idf, self._sure = kind in ("all", "idf"), kind in ("all", "confidence")
         decays = kind in ("all", "recency")
         self._gamma = 2.0 ** (-1.0 / options.half_life) if decays else 1.0
@@ -96,7 +105,7 @@ class PersonaTally:
     def _add(self, row: int, sign: float, count: int) -> None:
         table = self.table
         for entity, sure in zip(table.news[row].tolist(), table.confidence[row], strict=True):
-            if entity == 0:
+            if entity in self._skipped:
                 continue
             part = float(table.idf[entity]) if self._idf else 1.0
             self._f[entity] += sign * part * (float(sure) if self._sure else 1.0)
@@ -104,6 +113,48 @@ class PersonaTally:
             if self._named[entity] == 0:
                 # What is left is rounding.
                 del self._f[entity], self._named[entity]
+
+
+@dataclass(frozen=True)
+class Cards:
+    """Writes the cards of a ranker's users.
+
+    model: id of the run; ids: of the catalogue's items.
+
+    Raises:
+        ConfigError: see `PersonaTally`.
+    """
+
+    options: PersonaOptions
+    table: EntityTable
+    model: str
+    ids: pa.Array
+    histories: Histories
+
+    def of(
+        self, user: str, row: int, hidden: Iterable[str] = (), since: int | None = None
+    ) -> PersonaCard:
+        """The card of a user.
+
+        row: of his history, −1 for none. hidden: entities that do not count. since: µs UTC;
+        clicks before it, and those without a time, do not count.
+        """
+        tally = PersonaTally(self.options, self.table, hidden)
+        past = self.histories
+        start, end = (int(past.start[row]), int(past.start[row + 1])) if row >= 0 else (0, 0)
+        newest = int(past.ts[end - 1]) if end > start else UNKNOWN_TS
+        oldest = UNKNOWN_TS if since is None else since
+        days = self.options.retention_days
+        if days is not None and newest != UNKNOWN_TS:
+            oldest = max(oldest, newest - round(days * 86_400e6))
+        for event in range(max(start, end - self.options.clicks), end):
+            ts = int(past.ts[event])
+            # Without a time a click has no age, but it may be one that is to be forgotten.
+            if ts >= oldest or (ts == UNKNOWN_TS and since is None):
+                tally.click(int(past.item[event]))
+        known = newest != UNKNOWN_TS and len(tally.clicks) > 0
+        as_of = datetime.fromtimestamp(newest / 1e6, UTC).isoformat() if known else None
+        return card_of(tally, user, self.model, self.ids, as_of)
 
 
 def card_of(

@@ -44,7 +44,8 @@ class PersonaOptions(EntityOptions):
     clicks, size: L_p and K. half_life: of a click, in clicks. prominence: which of idf, recency
     and the annotation's confidence count beside the number of clicks; learned: all three, their
     exponents being weights; even: every entity alike (a control). eta: how much the candidate
-    decides which entities count, 0: not at all. act: tanh makes p = tanh(Σ a_e W e). placebo: what
+    decides which entities count, 0: not at all. retention_days: older clicks do not count; those
+    without a time have no age and do. act: tanh makes p = tanh(Σ a_e W e). placebo: what
     must not win: the persona of another user with about as many clicks, or that of all users
     together.
     """
@@ -54,6 +55,7 @@ class PersonaOptions(EntityOptions):
     half_life: Annotated[float, Field(gt=0)] = 25.0
     prominence: Prominence = "all"
     eta: Annotated[float, Field(ge=0)] = 1.0
+    retention_days: Annotated[float, Field(gt=0)] | None = None
     act: Literal["linear", "tanh"] = "linear"
     placebo: Placebo | None = None
     placebo_seed: Annotated[int, Field(ge=0)] = 0

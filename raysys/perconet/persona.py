@@ -63,9 +63,16 @@ class Prominence(nn.Module):
             for name in ("drawn", "owner", "popular", "popular_weight"):
                 setattr(self, name, torch.tensor(getattr(placebo, name)).to(device))
 
-    def forward(self, clicks: Tensor, mask: Tensor, owner: Tensor | None = None) -> Persona:
+    def forward(
+        self,
+        clicks: Tensor,
+        mask: Tensor,
+        owner: Tensor | None = None,
+        hidden: Tensor | None = None,
+    ) -> Persona:
         """clicks [B, L] catalogue rows, newest first; mask [B, L] bool (True = real); owner [B]:
-        whose they are, see `Batch`, which the placebo `shuffled` asks."""
+        whose they are, see `Batch`, which the placebo `shuffled` asks; hidden [B, H] entities that
+        do not count, as if no news named them."""
         size = self.options.size
         if self.options.placebo == "popular":
             told = mask.any(1, keepdim=True)
@@ -74,6 +81,9 @@ class Prominence(nn.Module):
         if self.options.placebo == "shuffled":
             clicks, mask = self._others(clicks, mask, owner)
         entities, parts = self.mentions(clicks, mask)
+        if hidden is not None:
+            seen = (entities.unsqueeze(-1) != hidden[:, None, None, :]).all(-1)
+            entities, parts = entities * seen, parts * seen
         # Of few mentions, too, K are kept: padding is no entity.
         pad = (0, size)
         entities = nn.functional.pad(entities.flatten(1), pad)

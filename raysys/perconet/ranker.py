@@ -1,5 +1,7 @@
 """PerCoNet as a ranker: persona and latent interest behind a gate (§2.3), in parts (§2.4)."""
 
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple, Self
 
@@ -25,6 +27,8 @@ from raysys.perconet.persona import Persona, Prominence
 from raysys.perconet.placebo import Placebo
 from raysys.perconet.views import cross_view
 from raysys.training import World
+
+_DAY_S = 86_400.0
 
 
 class Parts(NamedTuple):
@@ -145,6 +149,15 @@ class Perconet(NewsRanker):
         if self.explicit is not None:
             self.vectors.freeze()
 
+    def hide(self, batch: Batch, hidden: Sequence[Sequence[str]]) -> Batch:
+        """See `Ranker`; entities that the model does not know are hidden anyway."""
+        if self.explicit is None or self.table is None:
+            return batch
+        rows = [[row for name in names if (row := self.table.row(name))] for names in hidden]
+        width = max(1, *map(len, rows))
+        padded = [[*found, *[0] * (width - len(found))] for found in rows]
+        return replace(batch, hidden=torch.tensor(padded, dtype=torch.int64))
+
     # ------------------------------------------------------------------ scores
 
     def parts(self, batch: Batch) -> Parts:
@@ -191,7 +204,8 @@ class Perconet(NewsRanker):
                 candidates.new_zeros(size, count, 1),
                 candidates.new_zeros(size, 1, self.options.width),
             )
-        persona = self.prominence(batch.history_items, batch.history_mask, batch.owner)
+        mask = self._kept(batch)
+        persona = self.prominence(batch.history_items, mask, batch.owner, batch.hidden)
         e = self.vectors(persona.entities)
         logits = persona.weight.clamp(min=1e-12).log().unsqueeze(1)
         if "key" in self.explicit:
@@ -200,6 +214,13 @@ class Perconet(NewsRanker):
             logits = logits + self.options.persona.eta * phi
         attention = masked_softmax(logits.expand(size, count, -1), persona.mask.unsqueeze(1))
         return persona, attention, self.explicit["value"](e)
+
+    def _kept(self, batch: Batch) -> Tensor:
+        """[B, L] the clicks that may count in the persona: those within the time they are kept."""
+        days = self.options.persona.retention_days
+        if days is None:
+            return batch.history_mask
+        return batch.history_mask & (batch.history_age_s <= days * _DAY_S)
 
     def _acted(self, p: Tensor, candidates: Tensor) -> Tensor:
         """What a W e is multiplied with, so that the parts add up to the score, tanh or not."""
@@ -291,7 +312,7 @@ class Perconet(NewsRanker):
     def support(self, batch: Batch, persona: Persona) -> Tensor:
         """[B, K, L_p]: the share of each click in the prominence of each entity; 0 where the
         click does not name it."""
-        entities, parts = self.prominence.mentions(batch.history_items, batch.history_mask)
+        entities, parts = self.prominence.mentions(batch.history_items, self._kept(batch))
         if self.options.persona.prominence == "even":
             parts = (parts > 0).to(parts.dtype)
         same = persona.entities[:, :, None, None] == entities[:, None]

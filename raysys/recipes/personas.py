@@ -2,7 +2,6 @@
 
 import os
 import time
-from datetime import UTC, datetime
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
@@ -10,11 +9,10 @@ from pydantic import BaseModel, ConfigDict
 from raysys.artifacts.run import load_run
 from raysys.data.dataset import Dataset
 from raysys.data.files import fsync_tree, scratch_folder
-from raysys.data.histories import UNKNOWN_TS, Histories
 from raysys.data.mapping import progress_line
 from raysys.data.prepared import prepare
 from raysys.errors import ArtifactError, ConfigError, DataError
-from raysys.perconet.cards import PersonaTally, card_of
+from raysys.perconet.cards import Cards
 from raysys.perconet.ranker import Perconet
 
 
@@ -61,15 +59,14 @@ def build_personas(
     unknown = [user for user, row in zip(chosen, rows, strict=True) if row < 0]
     if unknown:
         raise DataError(f"user {unknown[0]!r} has no history here")
+    cards = Cards(model.options.persona, model.table, loaded.config.model_id, ids, histories)
     where = out or run / "indexes" / "personas" / "cards.jsonl"
     entities = fallback = 0
     with scratch_folder(where) as scratch:
         with (scratch / where.name).open("w", encoding="utf-8") as sink, progress_line() as line:
             pairs = list(zip(chosen, rows.tolist(), strict=True))
             for user, row in line.track(pairs, description="personas"):
-                tally = PersonaTally(model.options.persona, model.table)
-                as_of = _clicked(tally, histories, row)
-                card = card_of(tally, user, loaded.config.model_id, ids, as_of)
+                card = cards.of(user, row)
                 entities += len(card.entities)
                 fallback += card.fallback
                 sink.write(card.model_dump_json() + "\n")
@@ -83,12 +80,3 @@ def build_personas(
         fallback=fallback,
         seconds=round(time.monotonic() - begin, 2),
     )
-
-
-def _clicked(tally: PersonaTally, histories: Histories, user: int) -> str | None:
-    """Feed the newest clicks of a user, oldest first; the time of the newest."""
-    start, end = int(histories.start[user]), int(histories.start[user + 1])
-    for event in range(max(start, end - tally.options.clicks), end):
-        tally.click(int(histories.item[event]))
-    ts = int(histories.ts[end - 1]) if end > start else UNKNOWN_TS
-    return None if ts == UNKNOWN_TS else datetime.fromtimestamp(ts / 1e6, UTC).isoformat()

@@ -1,0 +1,99 @@
+"""What readers have asked for about their personas: what is hidden, what is to be forgotten."""
+
+import asyncio
+import json
+import sqlite3
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict
+from ray import serve
+
+from raysys.errors import ArtifactError
+
+_TABLE = """
+CREATE TABLE IF NOT EXISTS wishes
+    (reader TEXT PRIMARY KEY, hidden TEXT NOT NULL, since INTEGER) WITHOUT ROWID
+"""
+
+
+class Wish(BaseModel):
+    """hidden: entities that must not count in the persona; since: µs UTC, nothing from before it
+    may be looked at, null if all may."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    hidden: tuple[str, ...] = ()
+    since: int | None = None
+
+
+class PersonaBook:
+    """The wishes of all readers in one SQLite file. What a call has returned from is on the disk.
+
+    Raises:
+        ArtifactError: the file cannot be opened, or is something else.
+    """
+
+    def __init__(self, path: Path) -> None:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._base = sqlite3.connect(path, isolation_level=None)
+            self._base.execute("PRAGMA synchronous = FULL")
+            self._base.execute(_TABLE)
+            self._base.execute("SELECT reader, hidden, since FROM wishes LIMIT 1")
+        except (OSError, sqlite3.Error) as error:
+            raise ArtifactError(f"models.personas.store: {path}: {error}") from error
+
+    def read(self, reader: str) -> Wish:
+        """What the reader has asked for; nothing if he never did."""
+        found = self._base.execute(
+            "SELECT hidden, since FROM wishes WHERE reader = ?", (reader,)
+        ).fetchone()
+        return Wish() if found is None else Wish(hidden=json.loads(found[0]), since=found[1])
+
+    def hide(self, reader: str, hidden: tuple[str, ...]) -> Wish:
+        """From now on these entities are hidden, and no others."""
+        self._base.execute(
+            "INSERT INTO wishes VALUES (?, ?, NULL) "
+            "ON CONFLICT (reader) DO UPDATE SET hidden = excluded.hidden",
+            (reader, json.dumps(hidden)),
+        )
+        return self.read(reader)
+
+    def forget(self, reader: str, now: int) -> Wish:
+        """Nothing from before now, µs UTC, may be looked at again; what was hidden tells of the
+        reader too, and is forgotten with the rest."""
+        self._base.execute(
+            "INSERT INTO wishes VALUES (?, '[]', ?) ON CONFLICT (reader) DO UPDATE SET "
+            "hidden = excluded.hidden, since = excluded.since",
+            (reader, now),
+        )
+        return self.read(reader)
+
+
+class PersonaStore:
+    """The deployment that owns a `PersonaBook`: one replica, so that all rankers read the same."""
+
+    def __init__(self, path: Path) -> None:
+        # SQLite connections belong to the thread that opened them.
+        self._thread = ThreadPoolExecutor(1, "personas")
+        self._book = self._thread.submit(PersonaBook, path).result()
+
+    async def read(self, reader: str) -> Wish:
+        """See `PersonaBook`."""
+        return await self._in_thread(self._book.read, reader)
+
+    async def hide(self, reader: str, hidden: tuple[str, ...]) -> Wish:
+        """See `PersonaBook`."""
+        return await self._in_thread(self._book.hide, reader, hidden)
+
+    async def forget(self, reader: str) -> Wish:
+        """See `PersonaBook`."""
+        return await self._in_thread(self._book.forget, reader, time.time_ns() // 1000)
+
+    async def _in_thread(self, call, *given) -> Wish:  # type: ignore[no-untyped-def]
+        return await asyncio.get_running_loop().run_in_executor(self._thread, call, *given)
+
+
+personas = serve.deployment(name="personas")(PersonaStore)

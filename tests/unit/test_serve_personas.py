@@ -1,0 +1,264 @@
+"""Persona cards that readers edit: what is hidden or forgotten no longer counts in any answer."""
+
+import json
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import newspaper as paper
+import pytest
+from starlette.testclient import TestClient
+
+from raysys.artifacts.predictor import Predictor
+from raysys.artifacts.run import load_run
+from raysys.data.dataset import Dataset
+from raysys.data.prepared import prepare
+from raysys.data.requests import Request
+from raysys.errors import ArtifactError
+from raysys.perconet.cards import Cards
+from raysys.perconet.ranker import Perconet
+from serve_apps.config import ServeConfig
+from serve_apps.gateway import Gateway
+from serve_apps.personas import PersonaBook, PersonaStore, Wish
+from serve_apps.schemas import PersonaAnswer, RankAnswer
+from serve_apps.server import check_runs
+
+
+class Handle:
+    """A store in this process that is called as one in another."""
+
+    def __init__(self, store: PersonaStore) -> None:
+        self.store = store
+
+    def __getattr__(self, name: str) -> Any:
+        class Method:
+            remote = staticmethod(getattr(self.store, name))
+
+        return Method
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    folder = tmp_path_factory.mktemp("personas")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAYSYS_CACHE", str(folder / "cache"))
+        data = paper.write(folder / "data")
+        paper.train_run(data, folder / "run", "train.epochs=1")
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def requests(root: Path) -> list[Request]:
+    """A test request of each of some readers."""
+    log = prepare(Dataset(root / "data")).dataset.table("impressions").to_pylist()
+    rows = [row for row in log if row["split"] == "test"][:6]
+    return [
+        Request(request_id=r["impression_id"], user_id=r["user_id"], ts=r["ts"],
+                candidates=tuple(r["candidates"]))
+        for r in rows
+    ]  # fmt: skip
+
+
+def config(root: Path, store: Path, **more: Any) -> ServeConfig:
+    models = {"news": {"run": root / "run"}, "personas": {"store": store, **more}}
+    return ServeConfig.model_validate({"models": models, "fused": True})
+
+
+@pytest.fixture
+def http(root: Path, tmp_path: Path) -> Iterator[TestClient]:
+    store = tmp_path / "wishes.db"
+    gateway = Gateway(config(root, store), personas=Handle(PersonaStore(store)))
+    with TestClient(gateway.__serve_build_asgi_app__(), raise_server_exceptions=False) as client:
+        yield client
+
+
+def card(http: TestClient, reader: str) -> PersonaAnswer:
+    answer = http.get(f"/v1/personas/{reader}")
+    assert answer.status_code == 200, answer.text
+    return PersonaAnswer.model_validate_json(answer.content)
+
+
+def rank(http: TestClient, request: Request, **extra: Any) -> RankAnswer:
+    body = request.model_dump(mode="json", exclude_defaults=True) | extra
+    answer = http.post("/v1/news/rank", json=body)
+    assert answer.status_code == 200, answer.text
+    return RankAnswer.model_validate_json(answer.content)
+
+
+def scores(answer: RankAnswer) -> dict[str, float]:
+    return {item.item_id: item.score for item in answer.items}
+
+
+def test_a_hidden_entity_counts_in_no_answer_until_it_is_shown_again(
+    http: TestClient, requests: list[Request]
+) -> None:
+    # After the last click, so that ranker and card look at the same ones.
+    request = requests[0].model_copy(update={"ts": requests[0].ts + 10 * paper.DAY})
+    whole, before = card(http, request.user_id), rank(http, request, explain=True)
+    top = whole.card.entities[0]
+    named = {part.id for item in before.items for part in item.persona.entities}
+    assert top.id in named
+    told = http.put(f"/v1/personas/{request.user_id}", json={"hidden": [top.id]})
+    edited = PersonaAnswer.model_validate_json(told.content)
+    assert edited.hidden == (top.id,)
+    assert top.id not in {entity.id for entity in edited.card.entities}
+    assert sum(entity.weight for entity in edited.card.entities) == pytest.approx(1)
+    after = rank(http, request, explain=True)
+    assert scores(after) != scores(before)
+    for item in after.items:
+        assert top.id not in {part.id for part in item.persona.entities}
+        parts = [*(part.contribution for part in item.persona.entities), item.persona.latent,
+                 item.persona.default]  # fmt: skip
+        assert sum(parts) == pytest.approx(item.score, abs=1e-5)
+    # The card tells what the ranker counts with.
+    persona = after.items[0].persona.entities
+    assert {part.id: part.weight for part in persona} == pytest.approx(
+        {entity.id: entity.weight for entity in edited.card.entities}, abs=1e-5
+    )
+    # Nobody else's answer has changed, and the wish can be taken back.
+    assert scores(rank(http, requests[1])) == scores(rank(http, requests[1]))
+    http.put(f"/v1/personas/{request.user_id}", json={"hidden": []})
+    assert scores(rank(http, request)) == scores(before)
+    assert card(http, request.user_id) == whole
+
+
+def test_what_is_forgotten_is_as_if_it_had_never_been(
+    http: TestClient, requests: list[Request]
+) -> None:
+    request = requests[2]
+    stranger = request.model_copy(update={"user_id": "nobody"})
+    before, cold = rank(http, request), rank(http, stranger)
+    assert scores(before) != scores(cold)
+    http.put(f"/v1/personas/{request.user_id}",
+             json={"hidden": [card(http, request.user_id).card.entities[0].id]})  # fmt: skip
+    told = PersonaAnswer.model_validate_json(http.delete(f"/v1/personas/{request.user_id}").content)
+    assert (told.hidden, told.card.entities, told.card.n_clicks) == ((), (), 0)
+    assert told.card.fallback and told.card.as_of is None
+    assert scores(rank(http, request)) == scores(cold)
+    assert scores(rank(http, requests[1])) != scores(cold)
+    # Neither may a client send it along.
+    past = [{"item_id": "n1", "ts": request.ts - 5}, {"item_id": "n2", "ts": request.ts - 3}]
+    assert scores(rank(http, request, history=past)) == scores(cold)
+
+
+def test_bad_wishes_are_refused_and_change_nothing(
+    http: TestClient, requests: list[Request]
+) -> None:
+    reader = requests[0].user_id
+    whole = card(http, reader)
+    for body, told in (
+        ({"hidden": ["Q-none"]}, "'Q-none' is no entity of this model"),
+        ({"hidden": "Q1"}, "hidden"),
+        ({"hidden": [], "hiden": []}, "hiden"),
+        ({"hidden": [""]}, "hidden.0"),
+    ):
+        answer = http.put(f"/v1/personas/{reader}", json=body)
+        assert answer.status_code == 422, answer.text
+        assert told in answer.json()["detail"]
+    plain = http.put(
+        f"/v1/personas/{reader}", content=b"{}", headers={"content-type": "text/plain"}
+    )
+    assert plain.status_code == 415
+    assert http.post(f"/v1/personas/{reader}", json={}).status_code == 405
+    assert card(http, reader) == whole
+    assert http.get(f"/v1/personas/{'x' * 300}").status_code == 422
+    unknown = card(http, "who/is%20this")
+    assert (unknown.card.user, unknown.card.n_clicks, unknown.card.fallback) == (
+        "who/is this", 0, True,
+    )  # fmt: skip
+
+
+def test_without_the_store_nobody_is_ranked(root: Path, requests: list[Request]) -> None:
+    class Gone:
+        async def read(self, reader: str) -> Wish:
+            raise OSError("the disk is gone")
+
+    gateway = Gateway(config(root, root / "never.db"), personas=Handle(Gone()))
+    with TestClient(gateway.__serve_build_asgi_app__(), raise_server_exceptions=False) as http:
+        body = requests[0].model_dump(mode="json", exclude_defaults=True)
+        assert http.post("/v1/news/rank", json=body).status_code == 503
+        assert http.get("/v1/personas/u1").status_code == 503
+
+
+def test_the_operator_suppresses_entities_and_types(
+    root: Path, requests: list[Request], tmp_path: Path
+) -> None:
+    store = tmp_path / "wishes.db"
+    kinds = set(load_run(root / "run").model.table.types)
+    gone = sorted(kinds)[0]
+    given = config(root, store, suppress_types=[gone])
+    gateway = Gateway(given, personas=Handle(PersonaStore(store)))
+    with TestClient(gateway.__serve_build_asgi_app__(), raise_server_exceptions=False) as http:
+        for request in requests:
+            shown = card(http, request.user_id).card.entities
+            assert shown
+            assert gone not in {entity.type for entity in shown}
+            for item in rank(http, request, explain=True).items:
+                assert gone not in {part.type for part in item.persona.entities}
+    for option, value in (("suppress", "Qx"), ("suppress_types", "Personn")):
+        with pytest.raises(ArtifactError, match=rf"models.personas.{option}: '{value}'"):
+            check_runs(config(root, store, **{option: [value]}))
+
+
+def test_personas_need_a_ranker_that_has_them(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paper.train_run(root / "data", tmp_path / "latent", "train.epochs=1", "model.user=latent")
+    models = {"news": {"run": tmp_path / "latent"}, "personas": {"store": tmp_path / "s.db"}}
+    with pytest.raises(ArtifactError, match=r"has no personas; train news/perconet"):
+        check_runs(ServeConfig.model_validate({"models": models}))
+    with pytest.raises(ValueError, match="only a news model has personas"):
+        ServeConfig.model_validate({"models": {"ctr": {"run": "R"}, "personas": {"store": "S"}}})
+
+
+def test_the_book_keeps_what_it_has_acknowledged(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "wishes.db"
+    book = PersonaBook(path)
+    assert book.read("a") == Wish()
+    assert book.hide("a", ("Q1", "Q2")) == Wish(hidden=("Q1", "Q2"))
+    assert book.forget("b", 77) == Wish(since=77)
+    assert book.hide("b", ("Q3",)) == Wish(hidden=("Q3",), since=77)
+    # Another process sees it without the first having been closed.
+    assert PersonaBook(path).read("b") == Wish(hidden=("Q3",), since=77)
+    assert PersonaBook(path).forget("b", 99) == Wish(since=99)
+    assert json.loads(
+        sqlite3.connect(path).execute("SELECT hidden FROM wishes WHERE reader='a'").fetchone()[0]
+    ) == ["Q1", "Q2"]
+    (tmp_path / "text.db").write_text("no data base, but long enough to be read as one" * 20)
+    with pytest.raises(ArtifactError, match=r"text\.db: file is not a database"):
+        PersonaBook(tmp_path / "text.db")
+
+
+def test_old_clicks_leave_the_persona_where_retention_is_limited(
+    root: Path, requests: list[Request], tmp_path: Path
+) -> None:
+    over = ["train.epochs=1", "model.persona.retention_days=2"]
+    paper.train_run(root / "data", tmp_path / "kept", *over)
+    short, long = Predictor.load(tmp_path / "kept"), Predictor.load(root / "run")
+    model = short.model
+    assert isinstance(model, Perconet)
+    histories, ids = short.histories, short.run.catalogue.item_ids
+    cards = Cards(model.options.persona, model.table, "m", ids, histories)
+    for request in requests:
+        row = int(histories.lookup([request.user_id])[0])
+        start, end = histories.start[row], histories.start[row + 1]
+        events = list(zip(histories.item[start:end], histories.ts[start:end], strict=True))
+
+        def young(before: int, events: list[Any] = events) -> set[str]:
+            oldest = before - 2 * paper.DAY
+            return {ids[int(n) - 2].as_py() for n, ts in events if oldest <= ts <= before}
+
+        shown = cards.of(request.user_id, row).entities
+        assert {c for e in shown for c in e.clicks} <= young(int(histories.ts[end - 1]))
+        part = short.explain_persona([request])[0][0]
+        assert {c for e in part.entities for c in e.clicks} <= young(request.ts)
+        older = {c for e in long.explain_persona([request])[0][0].entities for c in e.clicks}
+        assert older - young(request.ts)
+
+
+def test_suppressed_entities_never_reach_the_model(root: Path, tmp_path: Path) -> None:
+    table = load_run(root / "run").model.table
+    over = ["train.epochs=1", f"model.persona.suppress=[{table.ids[0]}]"]
+    paper.train_run(root / "data", tmp_path / "run", *over)
+    assert load_run(tmp_path / "run").model.table.ids == table.ids[1:]
