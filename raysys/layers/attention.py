@@ -100,10 +100,14 @@ class AdditivePooling(nn.Module):
 
 
 class SelfAttention(nn.Module):
-    """Multi-head self-attention over one sequence; requests never see each other."""
+    """Multi-head self-attention over one sequence; requests never see each other.
 
-    def __init__(self, width: int, heads: int) -> None:
+    residual: each position keeps its own vector beside what it attends to.
+    """
+
+    def __init__(self, width: int, heads: int, *, residual: bool = False) -> None:
         super().__init__()
+        self.residual = residual
         if width % heads:
             raise ValueError(f"width {width} is not divisible by {heads} heads")
         self.heads = heads
@@ -119,4 +123,6 @@ class SelfAttention(nn.Module):
         keep = _never_empty(mask)
         y = nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=keep[:, None, None, :])
         y = y.transpose(1, 2).reshape(batch, length, width)
+        if self.residual:
+            y = y + x
         return y * mask.unsqueeze(-1).to(y.dtype)

@@ -15,7 +15,12 @@ from raysys.news.base import NewsRanker
 
 
 class NRMSConfig(BaseModel):
-    """Options of `NRMS`."""
+    """Options of `NRMS`.
+
+    residual: clicks keep their own vectors beside what they attend to, which the paper's NRMS does
+    not do. A model of few clicks then begins as the likeness of the candidate to the clicks
+    instead of from nothing.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -24,6 +29,7 @@ class NRMSConfig(BaseModel):
     query: Annotated[int, Field(ge=1)] = 128
     history_length: Annotated[int, Field(ge=1)] = 50
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.2
+    residual: bool = False
 
 
 class NRMS(NewsRanker):
@@ -46,6 +52,7 @@ class NRMS(NewsRanker):
         query: int = 128,
         history_length: int = 50,
         dropout: float = 0.2,
+        residual: bool = False,
     ) -> None:
         super().__init__()
         if not vector_widths:
@@ -55,7 +62,7 @@ class NRMS(NewsRanker):
         self.fuse = nn.Linear(self.items.width, width) if len(vector_widths) > 1 else nn.Identity()
         self.norm = nn.LayerNorm(width)
         self.dropout = nn.Dropout(dropout)
-        self.attention = SelfAttention(width, heads)
+        self.attention = SelfAttention(width, heads, residual=residual)
         self.pool = AdditivePooling(width, query)
         self.scale = width**-0.5
 

@@ -44,8 +44,9 @@ class PersonaOptions(EntityOptions):
     clicks, size: L_p and K. half_life: of a click, in clicks. prominence: which of idf, recency
     and the annotation's confidence count beside the number of clicks; learned: all three, their
     exponents being weights; even: every entity alike (a control). eta: how much the candidate
-    decides which entities count, 0: not at all. retention_days: older clicks do not count; those
-    without a time have no age and do. act: tanh makes p = tanh(Σ a_e W e). placebo: what
+    decides which entities count, 0: not at all. match: an entity that the candidate names adds a
+    learned number too, beside what its vector adds. retention_days: older clicks do not count;
+    those without a time have no age and do. act: tanh makes p = tanh(Σ a_e W e). placebo: what
     must not win: the persona of another user with about as many clicks, or that of all users
     together.
     """
@@ -55,6 +56,7 @@ class PersonaOptions(EntityOptions):
     half_life: Annotated[float, Field(gt=0)] = 25.0
     prominence: Prominence = "all"
     eta: Annotated[float, Field(ge=0)] = 1.0
+    match: bool = True
     retention_days: Annotated[float, Field(gt=0)] | None = None
     act: Literal["linear", "tanh"] = "linear"
     placebo: Placebo | None = None
@@ -66,7 +68,8 @@ class PerconetOptions(_Frozen):
 
     fusion: how title and abstract become one vector; with `title` the abstract acts only through
     the contrastive loss, `concat_text` reads both as one text. user: the persona beside the latent
-    vector of the history behind a gate, either of them alone, or both scores added.
+    vector of the history behind a gate, either of them alone, or both scores added. residual: see
+    `NRMSConfig`.
     """
 
     fusion: Fusion = "attn"
@@ -76,6 +79,7 @@ class PerconetOptions(_Frozen):
     query: Count = 128
     history_length: Count = 50
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.2
+    residual: bool = True
     contrast: ContrastOptions = ContrastOptions()
     persona: PersonaOptions = PersonaOptions()
 

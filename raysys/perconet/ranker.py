@@ -29,6 +29,7 @@ from raysys.perconet.views import cross_view
 from raysys.training import World
 
 _DAY_S = 86_400.0
+_MATCH = 4.0  # what a persona that is all of one matched entity adds to a score, to begin with
 
 
 class Parts(NamedTuple):
@@ -58,8 +59,10 @@ class Perconet(NewsRanker):
         a_e ∝ π_e·exp(η·φ(e, c)),  φ = (A e)ᵀ(B r_c)/√d
         p   = Σ_e a_e W e,  h: attention over the clicks as in NRMS,  g = σ(wᵀ[p; h] + b)
 
-    With clicks but no entity g = 0; without clicks u is a learned vector. 1/√d, as in `NRMS`,
-    only sets the scale at which the softmax over a slate begins.
+    With `persona.match` an entity of the persona that the candidate names adds g·a_e·μ, μ learned:
+    vectors of words and of entities know too little of single names. With clicks but no entity
+    g = 0; without clicks u is a learned vector. 1/√d, as in `NRMS`, only sets the scale at which
+    the softmax over a slate begins.
 
     Args:
         options: settled.
@@ -81,7 +84,7 @@ class Perconet(NewsRanker):
         if options.user != "persona":
             self.latent = nn.ModuleDict(
                 {
-                    "attention": SelfAttention(d, options.heads),
+                    "attention": SelfAttention(d, options.heads, residual=options.residual),
                     "pool": AdditivePooling(d, options.query),
                 }
             )
@@ -95,6 +98,8 @@ class Perconet(NewsRanker):
             if persona.eta:
                 self.explicit["key"] = nn.Linear(width, d, bias=False)
                 self.explicit["query"] = nn.Linear(d, d, bias=False)
+            if persona.match:
+                self.match = nn.Parameter(torch.tensor(_MATCH))
             if options.user == "gated":
                 self.explicit["gate"] = nn.Linear(2 * d, 1)
         contrast = options.contrast
@@ -181,7 +186,10 @@ class Perconet(NewsRanker):
             latent = attended * alpha.unsqueeze(-1)
         p = torch.bmm(attention, values)
         gate, rest = self._shares(kind, p, latent.sum(1), has, some)
-        entities = attention * torch.bmm(self._acted(p, candidates), values.transpose(1, 2))
+        likeness = torch.bmm(self._acted(p, candidates), values.transpose(1, 2))
+        if self.explicit is not None and self.options.persona.match:
+            likeness = likeness + self.match / self.scale * self._matches(batch, persona)
+        entities = attention * likeness
         clicks = torch.bmm(candidates, latent.transpose(1, 2))
         by_default = candidates @ self.default
         return Parts(
@@ -214,6 +222,12 @@ class Perconet(NewsRanker):
             logits = logits + self.options.persona.eta * phi
         attention = masked_softmax(logits.expand(size, count, -1), persona.mask.unsqueeze(1))
         return persona, attention, self.explicit["value"](e)
+
+    def _matches(self, batch: Batch, persona: Persona) -> Tensor:
+        """[B, C, K] 1 where the candidate names the entity of the persona, else 0."""
+        named = self.prominence.news[batch.candidates].unsqueeze(2)  # [B, C, 1, E]
+        found = (named == persona.entities[:, None, :, None]).any(-1) & persona.mask.unsqueeze(1)
+        return found.to(persona.weight.dtype)
 
     def _kept(self, batch: Batch) -> Tensor:
         """[B, L] the clicks that may count in the persona: those within the time they are kept."""

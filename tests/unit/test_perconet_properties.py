@@ -457,12 +457,18 @@ def test_09_contributions_add_up_to_the_score(user: str, act: str) -> None:
     assert found[0][0].entities == ()
 
 
-def test_09_the_score_is_the_formula_of_the_paper() -> None:
-    """s = uᵀr_c/√d with u = g·p + (1 − g)·h, computed plainly."""
-    model, batch = frozen(), paper.batch(6, 4, empty=False)
+@pytest.mark.parametrize("match", [False, True])
+@pytest.mark.parametrize("residual", [False, True])
+def test_09_the_score_is_the_formula_of_the_paper(match: bool, residual: bool) -> None:
+    """s = uᵀr_c/√d with u = g·p + (1 − g)·h, computed plainly; beside it what a match adds."""
+    model = frozen(residual=residual, persona={"match": match})
+    batch = paper.batch(6, 4, empty=False)
     parts = model.parts(batch)
     r, c = model.items(batch.history_items), model.items(batch.candidates)
-    h = model.latent["pool"](model.latent["attention"](r, batch.history_mask), batch.history_mask)
+    plain = frozen(residual=False).latent["attention"](r, batch.history_mask)
+    own = r * batch.history_mask.unsqueeze(-1) if residual else 0.0
+    h = model.latent["pool"](plain + own, batch.history_mask)
+    matched = 0
     persona = model.prominence(batch.history_items, batch.history_mask)
     e = model.vectors(persona.entities)
     for row in range(len(batch)):
@@ -476,7 +482,13 @@ def test_09_the_score_is_the_formula_of_the_paper() -> None:
             g = torch.sigmoid(model.explicit["gate"](torch.cat([p, h[row]])))
             u = g * p + (1 - g) * h[row]
             wanted = float(u @ c[row, column]) / 8**0.5
+            if match:
+                named = model.table.news[int(batch.candidates[row, column])]
+                both = torch.from_numpy(np.isin(persona.entities[row][real], named))
+                wanted += float(g * model.match * a[both].sum())
+                matched += int(both.sum())
             assert float(parts.score[row, column]) == pytest.approx(wanted, abs=1e-5)
+    assert bool(matched) == match
 
 
 # --- 10: faithfulness ------------------------------------------------------------------------
@@ -530,7 +542,8 @@ def test_10_a_certain_case() -> None:
         model.explicit["value"].weight.copy_(torch.outer(c, e) / e.dot(e))
     batch = paper.make_batch([[FIRST, FIRST + 3, FIRST + 5, FIRST + 6]], [[FIRST + 9]], [[1.0]])
     found = deletion(model, batch, seed=0)
-    assert found.effect.tolist() == pytest.approx([float(c @ c) * model.scale], rel=1e-4)
+    wanted = float(c @ c) * model.scale + float(model.match)
+    assert found.effect.tolist() == pytest.approx([wanted], rel=1e-4)
 
 
 # --- 11: one model everywhere ----------------------------------------------------------------
