@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from raysys.recipes.catalogue import build_catalogue, write_news_vectors
 from raysys.recipes.cofars_lists import ListsReport, build_lists
 from raysys.recipes.personas import build_personas
 
@@ -50,6 +51,36 @@ def personas(
         f"{report.fallback:,} users without one; model {report.model_id}, {report.seconds:.1f} s"
     )
     typer.echo(report.model_dump_json() if as_json else told)
+
+
+@app.command("catalogue")
+def catalogue(
+    run: Annotated[Path, typer.Argument(help="Run folder of a news/... recipe.")],
+    data: Annotated[Path, typer.Option(help="Newer data set folder: its news and histories.")],
+    out: Annotated[Path, typer.Option(help="Run folder to write.")],
+    vector_table: Annotated[
+        Path | None,
+        typer.Option(help="Table of text vectors; with one kept, only new texts are encoded."),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")] = False,
+) -> None:
+    """Let a trained news ranker know newer news and histories, without training: the hourly job."""
+    report = build_catalogue(run, data, out, vector_table)
+    told = (
+        f"{report.out}: {report.news:,} news, {report.new:,} of them new, histories of "
+        f"{report.users:,} users; {report.llm_calls:,} texts encoded; model {report.model_id} as "
+        f"before, {report.seconds:.1f} s"
+    )
+    typer.echo(report.model_dump_json() if as_json else told)
+
+
+@app.command("news-vectors")
+def news_vectors(
+    run: Annotated[Path, typer.Argument(help="Run folder of news/perconet.")],
+    out: Annotated[Path, typer.Option(help="Parquet file to write.")],
+) -> None:
+    """Write the ranker's news vectors as Parquet, for retrieval elsewhere."""
+    typer.echo(f"{out}: {write_news_vectors(run, out):,} news")
 
 
 def _sentence(report: ListsReport) -> str:

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from raysys.artifacts.ranker import Ranker, Scores
 from raysys.data.batch import Batch
+from raysys.data.prepared import Prepared
 from raysys.layers.losses import sampled_softmax
 
 
@@ -15,6 +16,14 @@ class NewsRanker(Ranker):
     @abstractmethod
     def scores(self, batch: Batch) -> Tensor:
         """Scores of all candidates [B, C]."""
+
+    def renew(self, data: Prepared) -> None:
+        """Take from another data set what the model reads of news beside features and vectors;
+        its catalogue is bound already. Nothing by default.
+
+        Raises:
+            ConfigError: the model cannot.
+        """
 
     def forward(self, batch: Batch) -> Scores:
         """Scores without probabilities: a softmax over sampled slates is not calibrated."""

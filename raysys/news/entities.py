@@ -1,7 +1,7 @@
 """Which entities each news names, how rare they are, and the vectors shipped with them."""
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Literal
@@ -185,6 +185,18 @@ def fit_entities(data: Prepared, options: EntityOptions) -> EntityTable:
         news=news,
         confidence=sure,
     )
+
+
+def renewed_entities(known: EntityTable, data: Prepared, options: EntityOptions) -> EntityTable:
+    """The same entities, rare as before, in the news of another data set; others are left out."""
+    mentions = _mentions(data, options)
+    row = np.array([known.row(name) for name in mentions["id"].to_pylist()], np.int64)
+    kept = row > 0
+    owner = mentions["owner"].to_numpy()[kept] + FIRST
+    confidence = mentions["confidence"].to_numpy()[kept]
+    rows = FIRST + len(data.item_ids)
+    news, sure = _padded(owner, row[kept], confidence, rows, options.per_news)
+    return replace(known, news=news, confidence=sure)
 
 
 def _mentions(data: Prepared, options: EntityOptions) -> pa.Table:

@@ -9,11 +9,12 @@ from torch import Tensor, nn
 
 from raysys.data.batch import Batch
 from raysys.data.features import FeatureSpace
+from raysys.data.prepared import Prepared
 from raysys.errors import ConfigError
 from raysys.layers.attention import TargetAttention, masked_softmax
 from raysys.layers.embedding import ItemEncoder
 from raysys.news.base import NewsRanker
-from raysys.news.entities import EntityFit, EntityOptions, EntityTable
+from raysys.news.entities import EntityFit, EntityOptions, EntityTable, renewed_entities
 from raysys.news.entity_vectors import EntityVectors
 
 Positive = Annotated[int, Field(ge=1)]
@@ -99,7 +100,7 @@ class KRED(NewsRanker):
         super().__init__()
         if not features.vectors:
             raise ConfigError("news/kred needs text vectors; set features.vectors, e.g. [title]")
-        self.fitted = config.fitted
+        self.fitted, self.options = config.fitted, config.entity
         self.history_length = config.history_length
         self.items: KnowledgeEncoder = KnowledgeEncoder(features, config)
         self.attention = TargetAttention(config.width, (config.attention,), softmax=True)
@@ -116,6 +117,11 @@ class KRED(NewsRanker):
         """Give the model the entities of its news."""
         self.table = table
         self.items.bind_entities(table)
+
+    def renew(self, data: Prepared) -> None:
+        """See `NewsRanker`."""
+        assert self.table is not None
+        self.bind_entities(renewed_entities(self.table, data, self.options))
 
     def save_snapshot(self, folder: Path) -> None:
         """See `Ranker`: the entities."""

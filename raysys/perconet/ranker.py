@@ -15,11 +15,13 @@ from raysys.data.batch import Batch
 from raysys.data.catalogue import Catalogue
 from raysys.data.contexts import FIRST
 from raysys.data.features import FeatureSpace
+from raysys.data.prepared import Prepared
+from raysys.errors import ConfigError
 from raysys.layers.attention import AdditivePooling, SelfAttention, masked_softmax
 from raysys.layers.losses import sampled_softmax
 from raysys.layers.mlp import MLP
 from raysys.news.base import NewsRanker
-from raysys.news.entities import EntityTable
+from raysys.news.entities import EntityTable, renewed_entities
 from raysys.news.entity_vectors import EntityVectors
 from raysys.perconet.config import PerconetConfig
 from raysys.perconet.news import NewsEncoder
@@ -127,6 +129,15 @@ class Perconet(NewsRanker):
             self.table, self.placebo = table, placebo
             self.prominence.bind(table, placebo)
             self.vectors.bind(table)
+
+    def renew(self, data: Prepared) -> None:
+        """See `NewsRanker`."""
+        if self.explicit is None:
+            return
+        if self.placebo is not None:
+            raise ConfigError("a placebo's personas are of the users it was fitted with")
+        assert self.table is not None
+        self.bind_entities(renewed_entities(self.table, data, self.options.persona))
 
     def bind_texts(self, groups: np.ndarray) -> None:
         """Which news have equal texts [2 + N], see `text_groups`; only training asks."""
@@ -308,6 +319,19 @@ class Perconet(NewsRanker):
         z = [normalize(head(r), dim=-1) for head, r in zip(self.heads, pair, strict=True)]
         world = World.current("cpu")
         return cross_view(world, z[0], z[1], self.groups[rows[both]], contrast.temperature)
+
+    def contrast_views(self, rows: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """z^t, z^a [n, w] of rows [n], zeros where the text is missing; None without a contrast of
+        title and abstract."""
+        if self.heads is None or self.options.contrast.views != "cross":
+            return None, None
+        views, present = self.items.views(rows)
+        title, abstract = (self.items.fields.index(name) for name in ("title", "abstract"))
+        first, second = (
+            normalize(head(views[:, at]), dim=-1) * present[:, at].unsqueeze(-1)
+            for head, at in zip(self.heads, (title, abstract), strict=True)
+        )
+        return first, second
 
     # ------------------------------------------------------------------ explanations
 

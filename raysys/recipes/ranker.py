@@ -208,7 +208,7 @@ def train(config: RankerRecipe, session: Session, build: Build | None = None) ->
     rank 0 writes the run folder."""
     data = prepare(Dataset(config.data))
     items = data.dataset.table("items")
-    vectors, specs = _vectors(config, data)
+    vectors, specs = encoded(config, data)
     widths = {name: values.shape[1] for name, values in vectors.items()}
     features = fit_features(data, config.features, widths)
     catalogue = Catalogue.build(items, features, vectors)
@@ -317,7 +317,7 @@ def table_path(config: RankerRecipe, dataset: Dataset, spec: EncoderSpec | None 
     return cache_root() / "vectors" / name
 
 
-def _vectors(
+def encoded(
     config: RankerRecipe, data: Prepared
 ) -> tuple[dict[str, npt.NDArray[np.float32]], dict[str, dict[str, Any]]]:
     """Frozen vectors [N, D] by field in catalogue order, and what encoded them."""
