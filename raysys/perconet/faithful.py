@@ -19,7 +19,7 @@ _NEAR = 5  # a random click is one of so many nearest in recency
 @dataclass(frozen=True)
 class Deletion:
     """request [n]: whose clicked candidate it is; effect [n]: how much more its score falls
-    without the clicks that support its top entity than without as many others, mean over draws;
+    without the clicks that support its top entities than without as many others, mean over draws;
     skipped: clicked candidates without an entity that adds, or without enough other clicks."""
 
     request: Ints
@@ -27,10 +27,13 @@ class Deletion:
     skipped: int
 
 
-def deletion(model: Perconet, batch: Batch, seed: int, draws: int = _DRAWS) -> Deletion:
+def deletion(
+    model: Perconet, batch: Batch, seed: int, draws: int = _DRAWS, entities: int = 1
+) -> Deletion:
     """The effect on every clicked candidate of a batch; the model is frozen.
 
-    The other clicks are drawn for each supporting one among the five nearest in recency.
+    entities: how many of those that add most lose their clicks. The other clicks are drawn for
+    each supporting one among the five nearest in recency.
     """
     assert batch.clicks is not None
     request, column = torch.nonzero((batch.clicks > 0) & batch.candidate_mask, as_tuple=True)
@@ -38,13 +41,14 @@ def deletion(model: Perconet, batch: Batch, seed: int, draws: int = _DRAWS) -> D
     with torch.inference_mode():
         parts = model.parts(one)
         support = model.support(one, parts.persona) > 0
-        value, top = parts.entities[:, 0].max(1)
+        value, top = parts.entities[:, 0].topk(min(entities, parts.entities.shape[2]))
     length = one.history_mask.shape[1]
     behind = torch.zeros(len(one), length, dtype=torch.bool)
-    behind[:, : support.shape[2]] = support[torch.arange(len(one)), top]
+    chosen_ones = support[torch.arange(len(one)).unsqueeze(1), top] & (value > 0).unsqueeze(-1)
+    behind[:, : support.shape[2]] = chosen_ones.any(1)
     real = one.history_mask.numpy()
     enough = (real & ~behind.numpy()).sum(1) >= behind.numpy().sum(1)
-    usable = np.flatnonzero((value.numpy() > 0) & enough & behind.any(1).numpy())
+    usable = np.flatnonzero(enough & behind.any(1).numpy())
     if len(usable) == 0:
         return Deletion(np.zeros(0, np.int64), np.zeros(0), len(one))
     chosen = torch.from_numpy(usable)

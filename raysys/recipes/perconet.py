@@ -8,22 +8,26 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ValidationError, model_validator
 
+from raysys.artifacts.predictor import Predictor
 from raysys.data.batch import Batch
 from raysys.data.catalogue import Catalogue
+from raysys.data.dataset import Dataset
 from raysys.data.features import FeatureConfig, FeatureSpace
-from raysys.data.prepared import Prepared
+from raysys.data.prepared import Prepared, prepare
 from raysys.errors import ConfigError
 from raysys.news.entities import EntityFit, fit_entities
 from raysys.options import merge
 from raysys.perconet.config import PerconetConfig, PerconetOptions
 from raysys.perconet.fit import fit_placebo
+from raysys.perconet.pictures import pictures
 from raysys.perconet.presets import PRESETS
 from raysys.perconet.ranker import Perconet
 from raysys.perconet.views import text_groups
 from raysys.recipes import ranker
 from raysys.recipes.news import NewsRecipe
 from raysys.recipes.ranker import Built, EveryWorker, RankerRecipe, RankingTask, calls_per_epoch
-from raysys.training import Loader, Session
+from raysys.tracking.figures import write_figure
+from raysys.training import Loader, Session, World
 
 
 class PerconetRecipe(NewsRecipe):
@@ -77,8 +81,14 @@ def ready(config: PerconetRecipe) -> Prepared:
 
 
 def train(config: PerconetRecipe, session: Session) -> dict[str, Any]:
-    """What every worker runs."""
-    return ranker.train(config, session, _built)
+    """What every worker runs; the first also draws what the report shows of personas."""
+    found = ranker.train(config, session, _built)
+    if config.model.user != "latent" and World.current(config.train.device).leads:
+        data = prepare(Dataset(config.data))
+        predictor = Predictor.load(session.run_dir, histories=data.histories)
+        for name, figure in pictures(predictor, data).items():
+            write_figure(session.run_dir, name, figure)
+    return found
 
 
 def _built(

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import newspaper as paper
@@ -27,6 +28,7 @@ from raysys.perconet.fit import fit_placebo, training_clicks
 from raysys.perconet.persona import Prominence
 from raysys.perconet.presets import PRESETS
 from raysys.recipes.registry import recipe_of, run
+from raysys.tracking.figures import LineFigure, TableFigure, read_figures
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -287,3 +289,27 @@ def test_the_entity_table_learns_after_its_frozen_steps() -> None:
     other = replace(table, vectors=table.vectors * 2)
     fixed.bind_entities(other)
     assert torch.equal(fixed.vectors.shipped.weight, torch.from_numpy(other.vectors))
+
+
+def test_training_draws_cards_contributions_and_faithfulness(data: Path, tmp_path: Path) -> None:
+    paper.train_run(data, tmp_path / "run", "train.epochs=4")
+    figures = read_figures(tmp_path / "run")
+    cards, parts, curve = (
+        figures[f"persona-{name}"] for name in ("cards", "contributions", "faithfulness")
+    )
+    assert isinstance(cards, TableFigure)
+    assert {row[2] for row in cards.rows} <= {f"person{n}" for n in range(paper.ENTITIES)}
+    assert isinstance(parts, TableFigure)
+    starts = [n for n, row in enumerate(parts.rows) if row[2] == "score"]
+    for begin, end in pairwise([*starts, len(parts.rows)]):
+        told = sum(row[3] for row in parts.rows[begin + 1 : end])
+        assert told == pytest.approx(parts.rows[begin][3], abs=0.01)
+    assert isinstance(curve, LineFigure)
+    # Readers click for an entity, so its clicks matter more than others.
+    assert curve.series[0].x[0] == 1.0 and curve.series[0].low[0] > 0
+    paper.train_run(data, tmp_path / "latent", "train.epochs=1", "model.user=latent")
+    assert not read_figures(tmp_path / "latent")
+    paper.train_run(data, tmp_path / "even", "train.epochs=1", "preset=P1")
+    assert "persona-cards" not in read_figures(tmp_path / "even")
+    paper.train_run(data, tmp_path / "x1", "train.epochs=1", "preset=X1")
+    assert set(read_figures(tmp_path / "x1")) == {"persona-contributions"}
