@@ -26,6 +26,7 @@ BENCHES = {
     "larr-fair": "bench.larr_fair",
     "longctr": "bench.longctr",
     "metrics": "bench.metrics",
+    "perconet-cost": "bench.perconet_cost",
     "perconet-fair": "bench.perconet_fair",
     "serve": "bench.serve",
     "world": "bench.world",

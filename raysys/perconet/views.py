@@ -56,13 +56,15 @@ def cross_view(
     own = (kept >= begin) & (kept < begin + len(group))
     target = torch.nonzero(own).flatten()
     mine = kept[own] - begin
-    total = first.sum() * 0.0 + second.sum() * 0.0
-    for ours, theirs in ((first, keys[1]), (second, keys[0])):
-        # Also without news of its own a worker hands gradients back to the others.
-        total = total + theirs.sum() * 0.0
-        if len(mine):
-            logits = ours[mine] @ theirs.T / temperature
-            total = total + cross_entropy(logits, target, reduction="sum") / 2
+    # Also without news of its own a worker hands gradients back to the others.
+    total = sum((z.sum() * 0.0 for z in (first, second, *keys)), first.new_zeros(()))
+    if not len(mine):
+        return total, len(kept)
+    rows = (first[mine] / temperature) @ keys[1].T
+    # Alone, a worker owns all columns too.
+    columns = rows.T if world.size == 1 else (second[mine] / temperature) @ keys[0].T
+    for logits in (rows, columns):
+        total = total + cross_entropy(logits, target, reduction="sum") / 2
     return total, len(kept)
 
 
