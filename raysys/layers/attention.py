@@ -102,20 +102,23 @@ class AdditivePooling(nn.Module):
 class SelfAttention(nn.Module):
     """Multi-head self-attention over one sequence; requests never see each other.
 
-    residual: each position keeps its own vector beside what it attends to.
+    residual: each position keeps its own vector beside what it attends to. in_width: of the
+    vectors that are read, `width` by default.
     """
 
-    def __init__(self, width: int, heads: int, *, residual: bool = False) -> None:
+    def __init__(
+        self, width: int, heads: int, *, residual: bool = False, in_width: int | None = None
+    ) -> None:
         super().__init__()
-        self.residual = residual
+        self.residual, self.width = residual, width
         if width % heads:
             raise ValueError(f"width {width} is not divisible by {heads} heads")
         self.heads = heads
-        self.qkv = nn.Linear(width, 3 * width)
+        self.qkv = nn.Linear(in_width or width, 3 * width)
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-        """x [B, L, D], mask [B, L] bool (True = real) → [B, L, D]; masked rows are zero."""
-        batch, length, width = x.shape
+        """x [B, L, D_in], mask [B, L] bool (True = real) → [B, L, D]; masked rows are zero."""
+        batch, length, width = *x.shape[:2], self.width
         q, k, v = (
             part.view(batch, length, self.heads, -1).transpose(1, 2)
             for part in self.qkv(x).chunk(3, -1)

@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from raysys.news.entities import EntityFit, EntityOptions
+from raysys.news.words import WordOptions
 
 Count = Annotated[int, Field(ge=1)]
 Fusion = Literal["attn", "title", "abstract", "concat_vec", "concat_text"]
@@ -66,12 +67,15 @@ class PersonaOptions(EntityOptions):
 class PerconetOptions(_Frozen):
     """Options of `Perconet` that are chosen.
 
-    fusion: how title and abstract become one vector; with `title` the abstract acts only through
-    the contrastive loss, `concat_text` reads both as one text. user: the persona beside the latent
-    vector of the history behind a gate, either of them alone, or both scores added. residual: see
-    `NRMSConfig`.
+    encoder: news are frozen sentence vectors, or their words read by self-attention (`mhsa`) or
+    filters (`cnn`), see `words`. fusion: how title and abstract become one vector; with `title`
+    the abstract acts only through the contrastive loss, `concat_text` reads both as one text. user:
+    the persona beside the latent vector of the history behind a gate, either of them alone, or
+    both scores added. residual: see `NRMSConfig`.
     """
 
+    encoder: Literal["frozen", "mhsa", "cnn"] = "frozen"
+    words: WordOptions = WordOptions()
     fusion: Fusion = "attn"
     user: UserKind = "gated"
     width: Count = 256
@@ -103,8 +107,13 @@ class PerconetOptions(_Frozen):
         return self
 
     @property
+    def vectors(self) -> tuple[str, ...]:
+        """The frozen vectors of news that are read."""
+        return self.fields if self.encoder == "frozen" else ()
+
+    @property
     def fields(self) -> tuple[str, ...]:
-        """The vector fields of news that are read."""
+        """The texts of news that are read."""
         found = FIELDS[self.fusion]
         contrast = self.contrast
         if contrast.weight:
@@ -117,3 +126,4 @@ class PerconetConfig(PerconetOptions):
     """Options of `Perconet`, settled."""
 
     fitted: EntityFit | None  # None: a latent user has no entities
+    fitted_words: int | None = None  # how many words there are, where words are read

@@ -23,8 +23,9 @@ from raysys.layers.mlp import MLP
 from raysys.news.base import NewsRanker
 from raysys.news.entities import EntityTable, renewed_entities
 from raysys.news.entity_vectors import EntityVectors
+from raysys.news.words import WordTable, renewed_words
 from raysys.perconet.config import PerconetConfig
-from raysys.perconet.news import NewsEncoder
+from raysys.perconet.news import NewsEncoder, WordNewsEncoder
 from raysys.perconet.persona import Persona, Prominence
 from raysys.perconet.placebo import Placebo
 from raysys.perconet.views import cross_view
@@ -79,7 +80,10 @@ class Perconet(NewsRanker):
         self.options, d = options, options.width
         self.history_length = options.history_length
         self.scale = d**-0.5
-        self.items = NewsEncoder(widths, options.fields, options.fusion, d, options.query)
+        if options.encoder == "frozen":
+            self.items = NewsEncoder(widths, options.fields, options.fusion, d, options.query)
+        else:
+            self.items = WordNewsEncoder(options)
         self.dropout = nn.Dropout(options.dropout)
         self.default = nn.Parameter(torch.zeros(d))
         self.latent = self.explicit = None
@@ -112,6 +116,7 @@ class Perconet(NewsRanker):
         self.groups: Tensor
         self.register_buffer("groups", torch.zeros(0, dtype=torch.int64), persistent=False)
         self.table: EntityTable | None = None
+        self.word_table: WordTable | None = None
         self.placebo: Placebo | None = None
 
     @classmethod
@@ -123,6 +128,12 @@ class Perconet(NewsRanker):
         """See `Ranker`."""
         self.items.bind(catalogue)
 
+    def bind_words(self, table: WordTable) -> None:
+        """Give a model that reads words those of its news."""
+        assert isinstance(self.items, WordNewsEncoder)
+        self.word_table = table
+        self.items.bind_words(table)
+
     def bind_entities(self, table: EntityTable, placebo: Placebo | None = None) -> None:
         """Give the model the entities of its news, and what a placebo deals out."""
         if self.explicit is not None:
@@ -132,6 +143,8 @@ class Perconet(NewsRanker):
 
     def renew(self, data: Prepared) -> None:
         """See `NewsRanker`."""
+        if self.word_table is not None:
+            self.bind_words(renewed_words(self.word_table, data, self.options.words))
         if self.explicit is None:
             return
         if self.placebo is not None:
@@ -144,7 +157,9 @@ class Perconet(NewsRanker):
         self.groups = torch.from_numpy(groups).to(self.groups.device)
 
     def save_snapshot(self, folder: Path) -> None:
-        """See `Ranker`: the entities."""
+        """See `Ranker`: words and entities."""
+        if self.word_table is not None:
+            self.word_table.save(folder)
         if self.explicit is not None:
             assert self.table is not None
             self.table.save(folder)
@@ -153,6 +168,9 @@ class Perconet(NewsRanker):
 
     def open_snapshot(self, folder: Path) -> None:
         """See `Ranker`."""
+        if self.options.fitted_words is not None:
+            fields, count = self.options.fields, self.options.fitted_words
+            self.bind_words(WordTable.open(folder, fields, count))
         if self.explicit is None:
             return
         assert self.options.fitted is not None

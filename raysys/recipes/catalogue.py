@@ -70,8 +70,11 @@ def build_catalogue(
     config = validate(kind, {**loaded.config.recipe_options, **given}, f"{run}/config.json")
     assert isinstance(config, RankerRecipe)
     prepared = prepare(Dataset(data))
-    table = table_path(config, prepared.dataset)
-    report = embed_items(prepared.dataset, table, config.encoder, config.features.vectors)
+    texts = calls = 0
+    if config.features.vectors:
+        table = table_path(config, prepared.dataset)
+        report = embed_items(prepared.dataset, table, config.encoder, config.features.vectors)
+        texts, calls = report.texts, report.llm_calls
     vectors, specs = encoded(config, prepared)
     if specs != loaded.config.vectors:
         raise ConfigError(
@@ -103,8 +106,8 @@ def build_catalogue(
         news=len(items),
         new=sum(name not in known for name in prepared.item_ids.to_pylist()),
         users=len(prepared.histories.users),
-        texts=report.texts,
-        llm_calls=report.llm_calls,
+        texts=texts,
+        llm_calls=calls,
         seconds=round(time.monotonic() - begin, 2),
     )
 

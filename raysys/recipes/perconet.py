@@ -16,9 +16,11 @@ from raysys.data.features import FeatureConfig, FeatureSpace
 from raysys.data.prepared import Prepared, prepare
 from raysys.errors import ConfigError
 from raysys.news.entities import EntityFit, fit_entities
+from raysys.news.words import fit_words, pretrained_vectors
 from raysys.options import merge
 from raysys.perconet.config import PerconetConfig, PerconetOptions
 from raysys.perconet.fit import fit_placebo
+from raysys.perconet.news import WordNewsEncoder
 from raysys.perconet.pictures import pictures
 from raysys.perconet.presets import PRESETS
 from raysys.perconet.ranker import Perconet
@@ -57,8 +59,8 @@ class PerconetRecipe(NewsRecipe):
             features = {"items": (), "contexts": (), **features}  # not those of FeatureConfig
             # A fault of the model's is told of the model, below.
             with suppress(ValidationError):
-                fields = PerconetOptions.model_validate(model).fields
-                features = {**features, "vectors": features.get("vectors") or fields}
+                read = PerconetOptions.model_validate(model).vectors
+                features = {**features, "vectors": features.get("vectors") or read}
         return {**given, "model": model, "features": features}
 
 
@@ -77,6 +79,9 @@ def ready(config: PerconetRecipe) -> Prepared:
     data = ranker.ready(config)
     if config.model.user != "latent":
         fit_entities(data, config.model.persona)
+    if config.model.encoder != "frozen":
+        words = fit_words(data, config.model.words, config.model.fields)
+        pretrained_vectors(words, config.model.words)  # refuses a bad file before anything starts
     return data
 
 
@@ -104,8 +109,18 @@ def _built(
     if options.user != "latent":
         table = fit_entities(data, persona)
         fitted = EntityFit.of(table, persona, calls_per_epoch(config, data))
-    settled = PerconetConfig(**dict(options), fitted=fitted)
+    words = None
+    if options.encoder != "frozen":
+        words = fit_words(data, options.words, options.fields)
+    count = None if words is None else len(words)
+    settled = PerconetConfig(**dict(options), fitted=fitted, fitted_words=count)
     model = Perconet.from_config(settled, features)
+    if words is not None:
+        assert isinstance(model.items, WordNewsEncoder)
+        model.bind_words(words)
+        known = pretrained_vectors(words, options.words)
+        if known is not None:
+            model.items.start_from(known)
     if table is not None:
         model.bind_entities(table, fit_placebo(data, table, persona))
     if options.contrast.weight:
