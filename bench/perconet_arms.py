@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from torch.utils.flop_counter import FlopCounterMode
+
 from bench.fair.arms import Arm, Point
 from bench.fair.judge import Claim
 from bench.fair.slices import driven_by
@@ -9,11 +11,13 @@ from raysys.artifacts.ranker import Ranker
 from raysys.data.contexts import ContextCodec
 from raysys.data.features import FeatureSpace
 from raysys.data.prepared import Prepared
+from raysys.data.sampling import ImpressionLoader
 from raysys.news.entities import EntityFit, EntityOptions, fit_entities
 from raysys.options import flat, merge
 from raysys.perconet.config import PerconetConfig, PerconetOptions
 from raysys.perconet.presets import PRESETS
 from raysys.perconet.ranker import Perconet
+from raysys.perconet.views import text_groups
 
 RATES = (2.5e-4, 5e-4, 1e-3, 2e-3)  # what every arm is tried with
 PLACEBOS = ("X1", "X2")
@@ -148,6 +152,22 @@ def acting(model: Ranker) -> int:
             unused += [model.items.projections[name], model.items.norms[name]]
         left = {id(p) for module in unused for p in module.parameters()}
     return sum(p.numel() for p in model.parameters() if p.requires_grad and id(p) not in left)
+
+
+def flops(model: Ranker, data: Prepared) -> float:
+    """Of a training step, forward and backward, by click: counted on one batch of 64 clicks with
+    four negatives."""
+    model.requires_grad_(True).train()
+    if isinstance(model, Perconet) and model.heads is not None:
+        model.bind_texts(text_groups(data.dataset.table("items", ["title", "abstract"])))
+    collate = model.collator(data.histories, data.codec)
+    loader = ImpressionLoader(data, collate, batch_size=64, seed=0, candidates="sampled")
+    batch = loader.batch(0, 0)
+    assert batch is not None
+    with FlopCounterMode(display=False) as counted:
+        total, weight = model.loss(batch)
+        (total / weight).backward()
+    return counted.get_total_flops() / len(batch)
 
 
 def has_abstracts(data: Prepared) -> bool:

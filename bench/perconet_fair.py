@@ -26,7 +26,7 @@ from bench.fair.results import (
 )
 from bench.fair.slices import driven_by, news_slices
 from bench.fair.study import Sizes, Study, merged, run_study
-from bench.perconet_arms import PLACEBOS, acting, arms, claims, has_abstracts
+from bench.perconet_arms import PLACEBOS, acting, arms, claims, flops, has_abstracts
 from bench.perconet_faithful import Tested, faithfulness
 from raysys.artifacts.run import load_run
 from raysys.data.dataset import Dataset
@@ -108,6 +108,11 @@ def markdown(result: Figures) -> str:
             parts.append(f"Deletion faithfulness: {_told(found['faithfulness'])}.")
             weights = ", ".join(f"{arm} {n:,}" for arm, n in found["weights"].items())
             parts.append(f"Weights that act when an arm scores: {weights}.")
+            cost = ", ".join(f"{arm} {n / 1e6:.2f}" for arm, n in found["flops_per_click"].items())
+            parts.append(
+                "Counted million FLOPs of a training step by click, forward and backward, the "
+                f"contrast included: {cost}. All arms see the same clicks and stop by validation."
+            )
     return "\n\n".join(parts)
 
 
@@ -181,6 +186,10 @@ def _studied(
     found |= {"data": ",".join(folders), "window": 50}
     found["weights"] = {
         arm: acting(load_run(first.where / "runs" / arm / "seed-0").model) for arm in study.systems
+    }
+    found["flops_per_click"] = {
+        arm: flops(load_run(first.where / "runs" / arm / "seed-0").model, first.data)
+        for arm in study.systems
     }
     tested = [Tested(fold.data, fold.runs) for fold in folds.values()]
     found["faithfulness"] = faithfulness(tested, users, replicates)

@@ -199,6 +199,11 @@ def test_one_command_gives_figures_words_and_a_page_and_resumes(
     found = result["data"]
     assert set(METRICS) <= set(found["arms"]["P3"])
     assert found["faithfulness"]["candidates"] > 0
+    cost = found["flops_per_click"]
+    assert cost.keys() == found["arms"].keys()
+    # The contrast compares all news of a batch with each other, the placebo does what P3 does.
+    assert cost["V4"] > cost["P3"] > 0
+    assert cost["X1"] == pytest.approx(cost["P3"], rel=0.05)
     assert "embedding" in found["baselines"] and "entity_overlap" in found["baselines"]
     assert "candidate without entities" in found["slices"]
     assert {row["verdict"] for row in found["claims"]} == {"no verdict"}
