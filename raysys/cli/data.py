@@ -16,6 +16,7 @@ from raysys.data.loaders import LOADERS, import_dataset
 from raysys.data.manifest import Manifest
 from raysys.data.mapping import LocalMapper
 from raysys.data.schema import SPLITS
+from raysys.data.tagging import read_gazetteer, tag_dataset
 from raysys.data.world import WorldConfig, make_world
 from raysys.data.world.show import draw_map
 from raysys.data.world.show import show as world_figures
@@ -134,6 +135,29 @@ def import_(
             "means what (docs/tutorial-own-logs.md)"
         )
     _written(import_dataset(name, src, out, options, overwrite=overwrite), out, as_json)
+
+
+@app.command("tag")
+def tag(
+    path: Annotated[Path, typer.Argument(metavar="DIR", help="Data set folder.")],
+    gazetteer: Annotated[
+        Path,
+        typer.Option(help="Names: a file with id, name, label, type; or a data set with entities."),
+    ],
+    out: Out,
+    replace: Annotated[
+        bool, typer.Option("--replace", help="Tag news that have entities, too.")
+    ] = False,
+    overwrite: Overwrite = False,
+    as_json: AsJson = False,
+) -> None:
+    """Look up the entities of news that come without, and tell how noisy that is."""
+    names = read_gazetteer(gazetteer)
+    report = tag_dataset(path, names, out, replace=replace, overwrite=overwrite)
+    if as_json:
+        typer.echo(report.model_dump_json(indent=2))
+    else:
+        print_pairs(f"wrote {out}", report.model_dump(exclude={"out"}))
 
 
 @app.command("check")
