@@ -15,6 +15,7 @@ from serve_apps.schemas import (
     ErrorBody,
     ModelCard,
     PersonaAnswer,
+    PersonaClick,
     PersonaWish,
     RankAnswer,
     RankRequest,
@@ -98,6 +99,15 @@ class Client:
         wish = PersonaWish(hidden=tuple(entities))
         return self._persona("PUT", reader, wish.model_dump_json().encode())
 
+    def click(self, reader: str, item_id: str, ts: int) -> PersonaAnswer:
+        """Tell that the reader has just clicked a news, at `ts` µs UTC; told twice it counts once.
+
+        Raises:
+            ServerError: as for `persona`.
+        """
+        body = PersonaClick(item_id=item_id, ts=ts).model_dump_json().encode()
+        return self._persona("POST", reader, body, "/clicks")
+
     def forget(self, reader: str) -> PersonaAnswer:
         """Have everything up to now forgotten that the news model knows of a reader.
 
@@ -106,8 +116,10 @@ class Client:
         """
         return self._persona("DELETE", reader)
 
-    def _persona(self, method: str, reader: str, body: bytes | None = None) -> PersonaAnswer:
-        answer = self._send(method, f"/v1/personas/{quote(reader, safe='')}", body)
+    def _persona(
+        self, method: str, reader: str, body: bytes | None = None, more: str = ""
+    ) -> PersonaAnswer:
+        answer = self._send(method, f"/v1/personas/{quote(reader, safe='')}{more}", body)
         return PersonaAnswer.model_validate_json(answer.content)
 
     def models(self) -> dict[Family, ModelCard]:

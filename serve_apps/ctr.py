@@ -8,7 +8,7 @@ from raysys.larr.ranker import LarrDIN
 from serve_apps.config import Family, Model
 from serve_apps.ranking import Ranking, Reply
 from serve_apps.scene import SceneWatch
-from serve_apps.schemas import RankRequest, Stats
+from serve_apps.schemas import RankRequest, Stats, to_json
 
 
 class CTRRanking(Ranking):
@@ -27,6 +27,10 @@ class CTRRanking(Ranking):
 
     async def rank(self, request: RankRequest) -> Reply:
         """See `Ranking`; the scene's vectors are looked up, never made."""
+        if request.recent:
+            told = "recent: only news models take it; send the whole history"
+            body = dict(error="bad_request", detail=told, request_id=request.request_id)
+            return 422, to_json(body)
         status, body = await super().rank(request)
         if self.scene is not None and status == 200:
             self.scene.look(request)

@@ -17,7 +17,7 @@ from ray.serve.exceptions import (
     RequestCancelledError,
 )
 
-from raysys.data.requests import MAX_ID
+from raysys.data.requests import MAX_ID, HistoryEvent
 from serve_apps.config import Family, ServeConfig, most_values
 from serve_apps.ctr import CTRRanking
 from serve_apps.edge import TIMEOUT_HEADER, WISH_HEADER
@@ -27,10 +27,12 @@ from serve_apps.ranking import Ranking, Reply
 from serve_apps.schemas import (
     ErrorBody,
     ModelCard,
+    PersonaClick,
+    PersonaWish,
     RankRequest,
     Stats,
     parse,
-    parse_wish,
+    parse_told,
     request_id,
     to_json,
 )
@@ -39,6 +41,7 @@ log = logging.getLogger("ray.serve")
 
 HEALTH_TIMEOUT_S = 5.0
 Told = TypeVar("Told")
+Wanted = TypeVar("Wanted", PersonaWish, PersonaClick)
 
 
 class Refusal(Exception):  # noqa: N818 - an answer, not an error
@@ -84,20 +87,32 @@ class PersonaDesk:
             raise Refusal(422, "bad_request", f"hidden: {unknown!r} is no entity of this model")
         return await self.card(reader, await self.store.hide.remote(reader, hidden))
 
+    async def click(self, reader: str, item: str, ts: int) -> Reply:
+        """The card with another click."""
+        return await self.card(reader, await self.store.click.remote(reader, item, ts))
+
     async def forget(self, reader: str) -> Reply:
         """The empty card that is left."""
         return await self.card(reader, await self.store.forget.remote(reader))
 
     async def heeded(self, request: RankRequest) -> RankRequest:
-        """The request with what its reader has asked for."""
+        """The request with what its reader did and asked for since the run was made."""
         wish: Wish = await self.store.read.remote(request.user_id)
         if wish == Wish():
             return request
         known = [since for since in (request.since, wish.since) if since is not None]
-        update = {
+        update: dict[str, Any] = {
             "hidden": (*request.hidden, *wish.hidden),
             "since": max(known) if known else None,
         }
+        if request.history is None:
+            clicks = {(event.item_id, event.ts): event for event in request.recent}
+            clicks |= {
+                (item, ts): HistoryEvent(item_id=item, ts=ts)
+                for item, ts in wish.clicks
+                if request.ts is None or ts < request.ts
+            }
+            update["recent"] = tuple(sorted(clicks.values(), key=lambda event: event.ts or 0))
         return request.model_copy(update=update)
 
 
@@ -165,10 +180,15 @@ class Gateway:
 
         @api.put("/v1/personas/{reader:path}")
         async def hide(reader: str, http: Request) -> Response:
-            wish = parse_wish(await self._body(http), self.config.limits)
-            if isinstance(wish, str):
-                raise Refusal(422, "bad_request", wish)
+            wish = self._told(PersonaWish, await self._body(http))
             return await self.persona(reader, lambda desk: desk.hide(reader, wish.hidden))
+
+        @api.post("/v1/personas/{reader:path}/clicks")
+        async def click(reader: str, http: Request) -> Response:
+            told = self._told(PersonaClick, await self._body(http))
+            return await self.persona(
+                reader, lambda desk: desk.click(reader, told.item_id, told.ts)
+            )
 
         @api.delete("/v1/personas/{reader:path}")
         async def forget(reader: str) -> Response:
@@ -199,7 +219,7 @@ class Gateway:
 
         @api.exception_handler(405)
         async def unfit(_: Request, error: Exception) -> Response:
-            told = "ranking is a POST; personas are read by GET, changed by PUT and DELETE"
+            told = "ranking is a POST; personas are read by GET, changed by PUT, POST and DELETE"
             return Refusal(405, "method_not_allowed", told).response()
 
         @api.exception_handler(Exception)
@@ -223,6 +243,12 @@ class Gateway:
             Refusal: a ranker does not answer.
         """
         return await _all({family: b.stats for family, b in self.backends.items()})
+
+    def _told(self, kind: type[Wanted], body: bytes) -> Wanted:
+        told = parse_told(kind, body, self.config.limits)
+        if isinstance(told, str):
+            raise Refusal(422, "bad_request", told)
+        return told
 
     async def persona(
         self, reader: str, ask: Callable[["PersonaDesk"], Awaitable[Reply]]

@@ -1,9 +1,13 @@
 """Deployment of a news ranker, and of the cards that show readers their personas."""
 
+from typing import Any
+
 from ray import serve
 
 from raysys.artifacts.run import LoadedRun
+from raysys.data.contexts import FIRST
 from raysys.data.histories import UNKNOWN_TS
+from raysys.data.requests import HistoryEvent
 from raysys.errors import ArtifactError
 from raysys.news.entities import EntityTable
 from raysys.perconet.cards import Cards
@@ -53,11 +57,31 @@ class NewsRanking(Ranking):
             )
 
     async def rank(self, request: RankRequest) -> Reply:
-        """See `Ranking`; barred entities count for nobody."""
+        """See `Ranking`; barred entities count for nobody, and recent clicks do."""
+        update: dict[str, Any] = {}
         if self.barred:
-            hidden = (*request.hidden, *self.barred)
-            request = request.model_copy(update={"hidden": hidden})
-        return await super().rank(request)
+            update["hidden"] = (*request.hidden, *self.barred)
+        if request.recent:
+            update |= {"history": self._joined(request), "recent": ()}
+        return await super().rank(request.model_copy(update=update) if update else request)
+
+    def _joined(self, request: RankRequest) -> tuple[HistoryEvent, ...]:
+        """As many stored clicks as the model reads, and the recent ones, oldest first."""
+        past, ids = self.predictor.histories, self.predictor.run.catalogue.item_ids
+        row = int(past.lookup([request.user_id])[0])
+        start, end = (int(past.start[row]), int(past.start[row + 1])) if row >= 0 else (0, 0)
+        first = max(start, end - self.predictor.model.history_length)
+        known = {(event.item_id, event.ts) for event in request.recent}
+        stored = [
+            HistoryEvent(item_id=ids[item - FIRST].as_py(), ts=None if ts == UNKNOWN_TS else ts)
+            for item, ts in zip(
+                past.item[first:end].tolist(), past.ts[first:end].tolist(), strict=True
+            )
+            if item >= FIRST
+        ]
+        events = [event for event in stored if (event.item_id, event.ts) not in known]
+        events += request.recent
+        return tuple(sorted(events, key=lambda e: UNKNOWN_TS if e.ts is None else e.ts))
 
     async def persona(self, reader: str, wish: Wish) -> Reply:
         """Status 200 and a `PersonaAnswer`; 404 where there are no cards."""
@@ -66,8 +90,18 @@ class NewsRanking(Ranking):
             return 404, to_json(body)
         row = int(self.predictor.histories.lookup([reader])[0])
         since = None if wish.since is None else max(wish.since, UNKNOWN_TS + 1)
-        card = self.cards.of(reader, row, (*wish.hidden, *self.barred), since)
+        rows = self.predictor.run.catalogue.rows([item for item, _ in wish.clicks]).tolist()
+        recent = [(item, ts) for item, (_, ts) in zip(rows, wish.clicks, strict=True)]
+        hidden = (*wish.hidden, *self.barred)
+        card = self.cards.of(reader, row, hidden, since, self._unknown(row, recent))
         return 200, to_json(PersonaAnswer(card=card, hidden=wish.hidden, since=wish.since))
+
+    def _unknown(self, row: int, recent: list[tuple[int, int]]) -> list[tuple[int, int]]:
+        """Of (catalogue row, µs UTC) of clicks, known news that the stored history lacks."""
+        past = self.predictor.histories
+        span = slice(int(past.start[row]), int(past.start[row + 1])) if row >= 0 else slice(0, 0)
+        stored = set(zip(past.item[span].tolist(), past.ts[span].tolist(), strict=True))
+        return [click for click in recent if click[0] >= FIRST and click not in stored]
 
     async def unknown_entity(self, entities: tuple[str, ...]) -> str | None:
         """The first of these ids that is no entity of the model."""

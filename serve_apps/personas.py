@@ -1,4 +1,5 @@
-"""What readers have asked for about their personas: what is hidden, what is to be forgotten."""
+"""What readers did and asked for since the run was made: clicks, what is hidden, what is to be
+forgotten."""
 
 import asyncio
 import json
@@ -12,24 +13,30 @@ from ray import serve
 
 from raysys.errors import ArtifactError
 
-_TABLE = """
+_TABLES = """
 CREATE TABLE IF NOT EXISTS wishes
-    (reader TEXT PRIMARY KEY, hidden TEXT NOT NULL, since INTEGER) WITHOUT ROWID
+    (reader TEXT PRIMARY KEY, hidden TEXT NOT NULL, since INTEGER) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS clicks
+    (reader TEXT, ts INTEGER, item TEXT, PRIMARY KEY (reader, ts, item)) WITHOUT ROWID;
 """
+KEPT = 200  # newest clicks of a reader
 
 
 class Wish(BaseModel):
     """hidden: entities that must not count in the persona; since: µs UTC, nothing from before it
-    may be looked at, null if all may."""
+    may be looked at, null if all may; clicks: (news, µs UTC) that came while serving, oldest
+    first."""
 
     model_config = ConfigDict(extra="forbid")
 
     hidden: tuple[str, ...] = ()
     since: int | None = None
+    clicks: tuple[tuple[str, int], ...] = ()
 
 
 class PersonaBook:
-    """The wishes of all readers in one SQLite file. What a call has returned from is on the disk.
+    """Clicks and wishes of all readers in one SQLite file. What a call has returned from is on
+    the disk.
 
     Raises:
         ArtifactError: the file cannot be opened, or is something else.
@@ -40,8 +47,9 @@ class PersonaBook:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._base = sqlite3.connect(path, isolation_level=None)
             self._base.execute("PRAGMA synchronous = FULL")
-            self._base.execute(_TABLE)
+            self._base.executescript(_TABLES)
             self._base.execute("SELECT reader, hidden, since FROM wishes LIMIT 1")
+            self._base.execute("SELECT reader, ts, item FROM clicks LIMIT 1")
         except (OSError, sqlite3.Error) as error:
             raise ArtifactError(f"models.personas.store: {path}: {error}") from error
 
@@ -50,7 +58,23 @@ class PersonaBook:
         found = self._base.execute(
             "SELECT hidden, since FROM wishes WHERE reader = ?", (reader,)
         ).fetchone()
-        return Wish() if found is None else Wish(hidden=json.loads(found[0]), since=found[1])
+        hidden, since = ((), None) if found is None else (json.loads(found[0]), found[1])
+        clicks = self._base.execute(
+            "SELECT item, ts FROM clicks WHERE reader = ? ORDER BY ts, item", (reader,)
+        ).fetchall()
+        return Wish(hidden=hidden, since=since, clicks=clicks)
+
+    def click(self, reader: str, item: str, ts: int) -> Wish:
+        """The reader has clicked a news; told twice it counts once. The oldest beyond `KEPT` go."""
+        with self._base:
+            self._base.execute("BEGIN")
+            self._base.execute("INSERT OR IGNORE INTO clicks VALUES (?, ?, ?)", (reader, ts, item))
+            self._base.execute(
+                "DELETE FROM clicks WHERE reader = ? AND (ts, item) NOT IN (SELECT ts, item FROM "
+                "clicks WHERE reader = ? ORDER BY ts DESC, item DESC LIMIT ?)",
+                (reader, reader, KEPT),
+            )
+        return self.read(reader)
 
     def hide(self, reader: str, hidden: tuple[str, ...]) -> Wish:
         """From now on these entities are hidden, and no others."""
@@ -64,11 +88,14 @@ class PersonaBook:
     def forget(self, reader: str, now: int) -> Wish:
         """Nothing from before now, µs UTC, may be looked at again; what was hidden tells of the
         reader too, and is forgotten with the rest."""
-        self._base.execute(
-            "INSERT INTO wishes VALUES (?, '[]', ?) ON CONFLICT (reader) DO UPDATE SET "
-            "hidden = excluded.hidden, since = excluded.since",
-            (reader, now),
-        )
+        with self._base:
+            self._base.execute("BEGIN")
+            self._base.execute("DELETE FROM clicks WHERE reader = ?", (reader,))
+            self._base.execute(
+                "INSERT INTO wishes VALUES (?, '[]', ?) ON CONFLICT (reader) DO UPDATE SET "
+                "hidden = excluded.hidden, since = excluded.since",
+                (reader, now),
+            )
         return self.read(reader)
 
 
@@ -87,6 +114,10 @@ class PersonaStore:
     async def hide(self, reader: str, hidden: tuple[str, ...]) -> Wish:
         """See `PersonaBook`."""
         return await self._in_thread(self._book.hide, reader, hidden)
+
+    async def click(self, reader: str, item: str, ts: int) -> Wish:
+        """See `PersonaBook`."""
+        return await self._in_thread(self._book.click, reader, item, ts)
 
     async def forget(self, reader: str) -> Wish:
         """See `PersonaBook`."""

@@ -1,13 +1,27 @@
 """What goes over the wire. Requests carry ids, not features."""
 
 import json
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    ValidationError,
+    model_validator,
+)
 
 from raysys.artifacts.persona import PersonaExplanation
 from raysys.artifacts.retrieval import RetrievalExplanation
-from raysys.data.requests import MAX_HIDDEN, MAX_ID, Id, Request
+from raysys.data.requests import (
+    MAX_HIDDEN,
+    MAX_ID,
+    HistoryEvent,
+    Id,
+    Microseconds,
+    Request,
+)
 from raysys.perconet.cards import PersonaCard
 from serve_apps.config import Limits
 
@@ -19,13 +33,24 @@ class RankRequest(Request):
     """A `Request`, and what the answer should hold.
 
     `explain` adds to each item the past events that weigh most, and to the answer why these events
-    were looked at, where the model chooses them; `top_k` keeps the best k items.
+    were looked at, where the model chooses them; `top_k` keeps the best k items; `recent` are
+    events that the stored history does not have yet, news models only.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     explain: bool = False
     top_k: Annotated[int, Field(ge=1)] | None = None
+    recent: tuple[HistoryEvent, ...] = ()
+
+    @model_validator(mode="after")
+    def _timed(self) -> "RankRequest":
+        if self.recent and self.history is not None:
+            raise ValueError("recent: goes with the stored history; history is there instead of it")
+        times = [event.ts for event in self.recent if event.ts is not None]
+        if len(times) < len(self.recent) or times != sorted(times):
+            raise ValueError("recent: events need a ts and must be oldest first")
+        return self
 
 
 class EventWeight(BaseModel):
@@ -100,6 +125,15 @@ class PersonaWish(BaseModel):
     hidden: Annotated[tuple[Id, ...], Field(max_length=MAX_HIDDEN)]
 
 
+class PersonaClick(BaseModel):
+    """A news that a reader has just clicked; ts: µs UTC."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    item_id: Id
+    ts: Microseconds
+
+
 class ErrorBody(BaseModel):
     """Every answer that is not a 200. `error` is for programs, `detail` for people."""
 
@@ -172,16 +206,20 @@ def parse(body: bytes, limits: Limits) -> RankRequest | str:
     return _over(request, limits) or request
 
 
-def parse_wish(body: bytes, limits: Limits) -> PersonaWish | str:
-    """The wish in a JSON body, or what is wrong with it."""
+Told = TypeVar("Told", PersonaWish, PersonaClick)
+
+
+def parse_told(kind: type[Told], body: bytes, limits: Limits) -> Told | str:
+    """What a reader tells in a JSON body, or what is wrong with it."""
     try:
-        wish = PersonaWish.model_validate_json(body)
+        told = kind.model_validate_json(body)
     except ValidationError as error:
         return _fault(error.errors(include_url=False, include_input=False)[0])
-    longest = max(map(len, wish.hidden), default=0)
+    words = told.hidden if isinstance(told, PersonaWish) else (told.item_id,)
+    longest = max(map(len, words), default=0)
     if longest > limits.string:
         return f"a string of {longest} characters, at most {limits.string} are allowed"
-    return wish
+    return told
 
 
 def request_id(body: bytes) -> str | None:
@@ -206,6 +244,7 @@ def _over(request: RankRequest, limits: Limits) -> str | None:
     counts = (
         ("candidates", len(request.candidates), limits.candidates),
         ("history", len(events), limits.history),
+        ("recent", len(request.recent), limits.history),
         ("context", max(len(context) for context in contexts), limits.context),
     )
     for name, count, limit in counts:
@@ -214,6 +253,7 @@ def _over(request: RankRequest, limits: Limits) -> str | None:
     words = [request.request_id, request.user_id, *request.candidates]
     words += [event.item_id for event in events]
     words += request.hidden
+    words += [event.item_id for event in request.recent]
     for context in contexts:
         words += context
         words += [value for value in context.values() if isinstance(value, str)]

@@ -1,7 +1,7 @@
 """Personas click by click, and the card that shows one to its user (§7)."""
 
 from collections import Counter, deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Literal
@@ -132,26 +132,35 @@ class Cards:
     histories: Histories
 
     def of(
-        self, user: str, row: int, hidden: Iterable[str] = (), since: int | None = None
+        self,
+        user: str,
+        row: int,
+        hidden: Iterable[str] = (),
+        since: int | None = None,
+        recent: Sequence[tuple[int, int]] = (),
     ) -> PersonaCard:
         """The card of a user.
 
         row: of his history, −1 for none. hidden: entities that do not count. since: µs UTC;
-        clicks before it, and those without a time, do not count.
+        clicks before it, and those without a time, do not count. recent: (catalogue row, µs UTC)
+        of clicks that the history does not have, oldest first.
         """
         tally = PersonaTally(self.options, self.table, hidden)
         past = self.histories
         start, end = (int(past.start[row]), int(past.start[row + 1])) if row >= 0 else (0, 0)
-        newest = int(past.ts[end - 1]) if end > start else UNKNOWN_TS
+        first = max(start, end - self.options.clicks)
+        clicks = list(zip(past.item[first:end].tolist(), past.ts[first:end].tolist(), strict=True))
+        clicks += recent
+        newest = max((ts for _, ts in clicks), default=UNKNOWN_TS)
         oldest = UNKNOWN_TS if since is None else since
         days = self.options.retention_days
         if days is not None and newest != UNKNOWN_TS:
             oldest = max(oldest, newest - round(days * 86_400e6))
-        for event in range(max(start, end - self.options.clicks), end):
-            ts = int(past.ts[event])
+        # A stable sort leaves those without a time before all others, in their order.
+        for item, ts in sorted(clicks, key=lambda click: click[1]):
             # Without a time a click has no age, but it may be one that is to be forgotten.
             if ts >= oldest or (ts == UNKNOWN_TS and since is None):
-                tally.click(int(past.item[event]))
+                tally.click(item)
         known = newest != UNKNOWN_TS and len(tally.clicks) > 0
         as_of = datetime.fromtimestamp(newest / 1e6, UTC).isoformat() if known else None
         return card_of(tally, user, self.model, self.ids, as_of)

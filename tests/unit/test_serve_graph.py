@@ -305,3 +305,11 @@ def test_bad_runs_are_refused_before_anything_starts(root: Path, tmp_path: Path)
     (damaged / "model.safetensors").write_bytes(bytes(weights))
     with pytest.raises(ArtifactError, match=r"model\.safetensors: damaged"):
         check_runs(config(root, models=dict(news=dict(run=damaged))))
+
+
+def test_ctr_models_take_no_recent_events(http: TestClient) -> None:
+    request = fixtures.requests(1)[0].model_copy(update={"history": None})
+    recent = [{"item_id": fixtures.ITEMS[0], "ts": fixtures.NOW - 5}]
+    told = refused(post(http, "ctr", request, recent=recent), 422, "bad_request")
+    assert "only news models" in told.detail
+    assert post(http, "news", request, recent=recent).status_code == 200

@@ -20,7 +20,7 @@ from raysys.perconet.cards import Cards
 from raysys.perconet.ranker import Perconet
 from serve_apps.config import ServeConfig
 from serve_apps.gateway import Gateway
-from serve_apps.personas import PersonaBook, PersonaStore, Wish
+from serve_apps.personas import KEPT, PersonaBook, PersonaStore, Wish
 from serve_apps.schemas import PersonaAnswer, RankAnswer
 from serve_apps.server import check_runs
 
@@ -142,6 +142,55 @@ def test_what_is_forgotten_is_as_if_it_had_never_been(
     assert scores(rank(http, request, history=past)) == scores(cold)
 
 
+def test_a_click_counts_in_the_next_answer_once(
+    root: Path, http: TestClient, requests: list[Request]
+) -> None:
+    late = max(int(r["ts"]) for r in Dataset(root / "data").table("events").to_pylist())
+    for request in (requests[3], requests[3].model_copy(update={"user_id": "a/new one"})):
+        asked = request.model_copy(update={"ts": late + 10 * paper.DAY})
+        before, whole = rank(http, asked), card(http, asked.user_id)
+        named = {click for entity in whole.card.entities for click in entity.clicks}
+        fresh = next(n for n in range(1, 30) if n % 5 and f"n{n}" not in named)
+        told = {"item_id": f"n{fresh}", "ts": late + 5}
+        for _ in range(2):
+            answer = http.post(f"/v1/personas/{asked.user_id}/clicks", json=told)
+            assert answer.status_code == 200, answer.text
+        after, shown = rank(http, asked), card(http, asked.user_id)
+        assert scores(after) != scores(before)
+        assert shown.card.n_clicks == min(20, whole.card.n_clicks + 1)
+        assert f"n{fresh}" in {entity.last for entity in shown.card.entities}
+        # As if the click had been in the history all along.
+        predictor = Predictor.load(root / "run")
+        past = [
+            {"item_id": r["item_id"], "ts": r["ts"]}
+            for r in Dataset(root / "data").table("events").to_pylist()
+            if r["user_id"] == asked.user_id
+        ]
+        inline = Request.model_validate(asked.model_dump() | {"history": [*past, told]})
+        wanted = {r["item_id"]: r["score"] for r in predictor.score([inline]).to_pylist()}
+        assert scores(after) == pytest.approx(wanted, abs=1e-6)
+        # A click after the request tells it nothing; one before its own time does not either.
+        early = asked.model_copy(update={"ts": late + 2})
+        assert scores(rank(http, early)) == scores(before)
+        assert http.delete(f"/v1/personas/{asked.user_id}").status_code == 200
+        assert card(http, asked.user_id).card.n_clicks == 0
+    for body in ({"item_id": "n1"}, {"item_id": "n1", "ts": "now"}, {"item_id": "", "ts": 1}):
+        assert http.post("/v1/personas/u01/clicks", json=body).status_code == 422
+
+
+def test_recent_events_go_with_the_stored_history_alone(
+    http: TestClient, requests: list[Request]
+) -> None:
+    body = requests[0].model_dump(mode="json", exclude_defaults=True)
+    for more, told in (
+        ({"recent": [{"item_id": "n1"}]}, "recent: events need a ts"),
+        ({"recent": [{"item_id": "n1", "ts": 5}, {"item_id": "n2", "ts": 4}]}, "oldest first"),
+        ({"recent": [{"item_id": "n1", "ts": 5}], "history": []}, "history is there instead"),
+    ):
+        answer = http.post("/v1/news/rank", json=body | more)
+        assert answer.status_code == 422 and told in answer.json()["detail"], answer.text
+
+
 def test_bad_wishes_are_refused_and_change_nothing(
     http: TestClient, requests: list[Request]
 ) -> None:
@@ -160,7 +209,7 @@ def test_bad_wishes_are_refused_and_change_nothing(
         f"/v1/personas/{reader}", content=b"{}", headers={"content-type": "text/plain"}
     )
     assert plain.status_code == 415
-    assert http.post(f"/v1/personas/{reader}", json={}).status_code == 405
+    assert http.post(f"/v1/personas/{reader}", json={}).status_code in (404, 405)
     assert card(http, reader) == whole
     assert http.get(f"/v1/personas/{'x' * 300}").status_code == 422
     unknown = card(http, "who/is%20this")
@@ -225,6 +274,11 @@ def test_the_book_keeps_what_it_has_acknowledged(tmp_path: Path) -> None:
     assert json.loads(
         sqlite3.connect(path).execute("SELECT hidden FROM wishes WHERE reader='a'").fetchone()[0]
     ) == ["Q1", "Q2"]
+    for n in range(KEPT + 5):
+        book.click("c", f"n{n % 7}", n)
+    clicks = PersonaBook(path).read("c").clicks
+    assert len(clicks) == KEPT and clicks[0] == ("n5", 5) and clicks[-1][1] == KEPT + 4
+    assert book.forget("c", 1) == Wish(since=1)
     (tmp_path / "text.db").write_text("no data base, but long enough to be read as one" * 20)
     with pytest.raises(ArtifactError, match=r"text\.db: file is not a database"):
         PersonaBook(tmp_path / "text.db")
