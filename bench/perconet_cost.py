@@ -123,9 +123,7 @@ def _request_ms(
         Request(
             request_id=f"r{n}",
             user_id=users[int(rng.integers(len(users)))],
-            candidates=tuple(
-                ids.take(pa.array(rng.choice(NEWS, count, replace=False))).to_pylist()
-            ),
+            candidates=_some(ids, rng, count),
         )
         for n in range(requests + warm_up)
     ]

@@ -31,6 +31,7 @@ from bench.perconet_faithful import Tested, faithfulness
 from raysys.artifacts.run import load_run
 from raysys.data.dataset import Dataset
 from raysys.data.prepared import Prepared, prepare
+from raysys.errors import ConfigError
 from raysys.llm.vectors import VectorTable
 from raysys.metrics.baselines import reader_kinds
 from raysys.metrics.bootstrap import REPLICATES
@@ -67,10 +68,16 @@ def run(
     claim 2 out.
 
     Raises:
-        ConfigError: `out` holds a study with other options, or news that name no entity.
+        ConfigError: `out` holds a study with other options, news that name no entity, or a config
+            whose news are read otherwise than those of the rivals.
         RaysysError: what a training raised.
     """
     base = load_yaml(Path(config))
+    if base.get("model", {}).get("encoder", "frozen") != "frozen":
+        raise ConfigError(
+            f"{config}: encoder={base['model']['encoder']}: the rivals read frozen vectors, and "
+            "arms with other inputs cannot be compared; set encoder: frozen"
+        )
     sizes = Sizes(
         rows=rows,
         valid_rows=valid_rows,
@@ -231,22 +238,26 @@ def _encoded(
 
 def _recovered(found: Figures) -> str:
     """Does the persona win where, and only where, entities drive the reader?"""
-    won = {
-        (a, kind): [
-            row
-            for row in _rows(found, a, "P0", "supported")
-            if row["claim"].endswith(driven_by(kind))
-        ]
-        for a in ("P3", "X1")
-        for kind in ("entity", "topic")
-    }
-    if won["X1", "entity"] or won["X1", "topic"]:
-        return "not to be trusted: another reader's persona wins"
-    where = "wins" if len(won["P3", "entity"]) == len(METRICS) else "is not shown to win"
-    also = "wins" if won["P3", "topic"] else "is not shown to win"
+
+    def rows(a: str, kind: str, verdict: str) -> list[Figures]:
+        told = driven_by(kind)
+        return [r for r in _rows(found, a, "P0", verdict) if r["claim"].endswith(told)]
+
+    kinds = ("entity", "mixed", "topic")
+    if any(rows("X1", kind, "supported") for kind in kinds):
+        return "not to be trusted: another reader's persona wins over the latent vector"
+    if rows("P3", "topic", "supported"):
+        return "not to be trusted: the persona wins for readers who do not care for entities"
+    if any(rows("P3", kind, "no verdict") for kind in ("entity", "topic")):
+        return "no verdict"
+    where = (
+        "wins"
+        if len(rows("P3", "entity", "supported")) == len(METRICS)
+        else ("is not shown to win")
+    )
     return (
-        f"over the latent vector the persona {where} for entity-driven readers and {also} for "
-        "topic-driven ones"
+        f"over the latent vector the persona {where} for entity-driven readers and is not shown "
+        "to win for topic-driven ones"
     )
 
 

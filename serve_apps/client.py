@@ -37,7 +37,8 @@ class Client:
     """Keeps one connection open; use one client per thread.
 
     A 503 is tried again after its Retry-After, and a lost connection at once: ranking changes
-    nothing on the server, so asking twice is safe.
+    nothing on the server and a click told twice counts once, so asking twice is safe. What hides
+    or forgets is asked once only: told again late, it would undo what came in between.
 
     Args:
         url: e.g. http://127.0.0.1:8000.
@@ -157,7 +158,8 @@ class Client:
                     return answer
                 failure = ServerError(answer.status_code, _error(answer))
                 pause = float(answer.headers.get("Retry-After", "1"))
-            retry = failure.status in (None, 503) and attempt < self.retries
+            again = failure.status in (None, 503) and method in ("GET", "POST")
+            retry = again and attempt < self.retries
             if not retry or time.monotonic() + pause >= end:
                 raise failure
             time.sleep(pause)

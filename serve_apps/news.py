@@ -1,5 +1,6 @@
 """Deployment of a news ranker, and of the cards that show readers their personas."""
 
+import time
 from typing import Any
 
 from ray import serve
@@ -8,9 +9,9 @@ from raysys.artifacts.run import LoadedRun
 from raysys.data.contexts import FIRST
 from raysys.data.histories import UNKNOWN_TS
 from raysys.data.requests import HistoryEvent
-from raysys.errors import ArtifactError
+from raysys.errors import ArtifactError, ConfigError
 from raysys.news.entities import EntityTable
-from raysys.perconet.cards import Cards
+from raysys.perconet.cards import Cards, PersonaTally
 from raysys.perconet.ranker import Perconet
 from serve_apps.config import Family, Model, Personas
 from serve_apps.personas import Wish
@@ -30,6 +31,10 @@ def persona_table(run: LoadedRun) -> EntityTable:
             f"models.personas: {run.path} ({run.config.recipe}) has no personas; train "
             "news/perconet, or leave models.personas out"
         )
+    try:
+        PersonaTally(model.options.persona, model.table)
+    except ConfigError as error:
+        raise ArtifactError(f"models.personas: {run.path}: {error}") from error
     return model.table
 
 
@@ -43,24 +48,31 @@ class NewsRanking(Ranking):
 
     def __init__(self, model: Model, personas: Personas | None = None) -> None:
         super().__init__(model)
-        self.barred: tuple[str, ...] = ()
         self.cards: Cards | None = None
+        kept = self.predictor.model
+        self.limited = (
+            isinstance(kept, Perconet) and kept.options.persona.retention_days is not None
+        )
         if personas is not None:
-            table = persona_table(self.predictor.run)
-            self.barred = personas.barred(table)
+            model = self.predictor.model
+            model_table = persona_table(self.predictor.run)
+            assert isinstance(model, Perconet)
+            # Once for all: what counts for nobody need not be looked for in every request.
+            model.bar(personas.barred(model_table))
+            assert model.table is not None
             self.cards = Cards(
-                options=self.predictor.model.options.persona,  # type: ignore[union-attr, arg-type]
-                table=table,
+                options=model.options.persona,
+                table=model.table,
                 model=self.predictor.model_id,
                 ids=self.predictor.run.catalogue.item_ids,
                 histories=self.predictor.histories,
             )
 
     async def rank(self, request: RankRequest) -> Reply:
-        """See `Ranking`; barred entities count for nobody, and recent clicks do."""
+        """See `Ranking`; recent clicks count, and old ones do not where retention is limited."""
         update: dict[str, Any] = {}
-        if self.barred:
-            update["hidden"] = (*request.hidden, *self.barred)
+        if self.limited and request.ts is None:
+            update["ts"] = time.time_ns() // 1000  # without a time clicks have no age
         if request.recent:
             update |= {"history": self._joined(request), "recent": ()}
         return await super().rank(request.model_copy(update=update) if update else request)
@@ -92,8 +104,8 @@ class NewsRanking(Ranking):
         since = None if wish.since is None else max(wish.since, UNKNOWN_TS + 1)
         rows = self.predictor.run.catalogue.rows([item for item, _ in wish.clicks]).tolist()
         recent = [(item, ts) for item, (_, ts) in zip(rows, wish.clicks, strict=True)]
-        hidden = (*wish.hidden, *self.barred)
-        card = self.cards.of(reader, row, hidden, since, self._unknown(row, recent))
+        now = time.time_ns() // 1000
+        card = self.cards.of(reader, row, wish.hidden, since, self._unknown(row, recent), now)
         return 200, to_json(PersonaAnswer(card=card, hidden=wish.hidden, since=wish.since))
 
     def _unknown(self, row: int, recent: list[tuple[int, int]]) -> list[tuple[int, int]]:

@@ -93,7 +93,9 @@ class PersonaBook:
             self._base.execute("DELETE FROM clicks WHERE reader = ?", (reader,))
             self._base.execute(
                 "INSERT INTO wishes VALUES (?, '[]', ?) ON CONFLICT (reader) DO UPDATE SET "
-                "hidden = excluded.hidden, since = excluded.since",
+                "hidden = excluded.hidden, "
+                # A clock that was set back must not bring anything back.
+                "since = max(excluded.since, coalesce(since, excluded.since))",
                 (reader, now),
             )
         return self.read(reader)

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,9 +17,9 @@ from raysys.artifacts.run import LoadedRun, load_run, request_fit
 from raysys.data.batch import Batch, Collator, Pointers
 from raysys.data.contexts import FIRST, OOV, ContextCodec
 from raysys.data.histories import UNKNOWN_TS, Histories
-from raysys.data.requests import Fit, Request, Requests
+from raysys.data.requests import WHOLE, Request, Requests
 from raysys.data.schema import BEHAVIOURS
-from raysys.errors import ArtifactError
+from raysys.errors import ArtifactError, DataError
 
 # Candidate rows scored at once: enough to fill the matrix units of a core, small enough that
 # the pairwise tensors of target attention stay in its cache hierarchy.
@@ -91,6 +92,7 @@ class Predictor:
         self.histories = known if known is not None else Histories.empty(self.codec)
         self.unknown: Counter[str] = Counter()
         self._collate = self.model.collator(self.histories, self.codec)
+        self.fit = replace(self.fit, whole=self._collate.selector is not None)
 
     @classmethod
     def load(
@@ -121,7 +123,7 @@ class Predictor:
         """Read requests with other vocabularies, see `Ranker.adopt`; not while scoring."""
         self.model.adopt(codec)
         self.codec = codec
-        self.fit = Fit(codec, self.fit.since)
+        self.fit = replace(self.fit, codec=codec)
         self._collate = self._collate.over(codec)
 
     def score(self, requests: Sequence[Request] | Requests) -> pa.Table:
@@ -132,7 +134,8 @@ class Predictor:
 
         Raises:
             ArtifactError: the model gave a non-finite score.
-            DataError: a context value of the wrong type.
+            DataError: a context value of the wrong type; `since` where the model needs the whole
+                history.
         """
         columns = self._columns(requests)
         offsets = np.concatenate([[0], np.cumsum(columns.counts)])
@@ -250,6 +253,8 @@ class Predictor:
     def _chunks(
         self, part: Requests, names: npt.NDArray[np.int64], collate: Collator
     ) -> Iterator["_Chunk"]:
+        if self.fit.whole and (part.since != UNKNOWN_TS).any():
+            raise DataError(WHOLE)
         size = max(1, ROWS_PER_BATCH // int(part.counts.max(initial=1)))
         for begin in range(0, len(part), size):
             chosen = np.arange(begin, min(begin + size, len(part)))

@@ -19,6 +19,10 @@ from raysys.data.split import iso
 from raysys.errors import DataError
 
 T = TypeVar("T")
+WHOLE = (
+    "since: this model chooses events by their place in the whole history and cannot leave the "
+    "old ones out; send what is left as `history`"
+)
 MAX_ID = 256  # characters
 MAX_HIDDEN = 1000  # entities
 Id = Annotated[str, Field(min_length=1, max_length=MAX_ID)]
@@ -97,11 +101,13 @@ class Fit:
 
     codec: its context features; since: the first moment (µs) of the data it was trained on,
     UNKNOWN_TS without times. A request before that is a time in another unit, which would
-    silently make a newcomer of a known user.
+    silently make a newcomer of a known user. whole: it chooses events by their place in the whole
+    history, which must then not be cut.
     """
 
     codec: ContextCodec
     since: int = UNKNOWN_TS
+    whole: bool = False
 
     def misfit(self, request: Request) -> str | None:
         """The first fault of the request, in words."""
@@ -111,6 +117,8 @@ class Fit:
             fault = self.codec.misfit(context)
             if fault:
                 return f"{where}.{fault}"
+        if self.whole and request.since is not None:
+            return WHOLE
         return None if request.ts is None else self.early(request.ts)
 
     def early(self, ts: int) -> str | None:
@@ -177,7 +185,7 @@ class Requests:
         """From a table with the columns of `impressions` that a request needs.
 
         Columns: request_id (or impression_id), user_id, candidates, and optionally ts,
-        history_end, context.
+        history_end, context, since, hidden.
 
         Raises:
             DataError: a needed column is missing or a candidate list is empty.
@@ -210,8 +218,14 @@ class Requests:
             candidates=pc.list_flatten(lists).to_pylist(),
             counts=counts.astype(np.int64),
             inline={},
-            since=np.full(len(table), UNKNOWN_TS, np.int64),
-            hidden={},
+            since=numbers("since", UNKNOWN_TS),
+            hidden={
+                row: tuple(name for name in names_ if name is not None)
+                for row, names_ in enumerate(table["hidden"].to_pylist())
+                if names_
+            }
+            if "hidden" in names
+            else {},
         )
 
     def take(self, chosen: npt.NDArray[np.int64]) -> "Requests":

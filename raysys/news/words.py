@@ -157,6 +157,7 @@ def pretrained_vectors(table: WordTable, options: WordOptions) -> Floats | None:
     path = Path(options.pretrained)
     wanted = {word: row for row, word in enumerate(table.words, OTHER + 1)}
     out = np.zeros((OTHER + 1 + len(table), options.width), np.float32)
+    number = 0
     try:
         with path.open(encoding="utf-8") as lines:
             for number, line in enumerate(lines, 1):
@@ -168,13 +169,18 @@ def pretrained_vectors(table: WordTable, options: WordOptions) -> Floats | None:
                         f"{options.width}"
                     )
                 if word in wanted:
-                    out[wanted[word]] = np.array(values, np.float32)
+                    vector = np.array(values, np.float32)
+                    if not np.isfinite(vector).all():
+                        raise ValueError("one of them is infinite or none")
+                    out[wanted[word]] = vector
     except OSError as error:
         raise DataError(
             f"{path}: cannot be read ({error.strerror}); it is words.pretrained"
         ) from error
     except ValueError as error:
-        raise DataError(f"{path} line {number}: a word vector must be numbers ({error})") from error
+        raise DataError(
+            f"{path} after line {max(0, number - 1)}: no word and numbers in UTF-8 text ({error})"
+        ) from error
     if not out.any():
         raise DataError(f"{path}: has a vector of none of the {len(table):,} words of the news")
     return out

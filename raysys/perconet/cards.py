@@ -131,6 +131,9 @@ class Cards:
     ids: pa.Array
     histories: Histories
 
+    def __post_init__(self) -> None:
+        PersonaTally(self.options, self.table)  # refuses before anybody asks for a card
+
     def of(
         self,
         user: str,
@@ -138,12 +141,14 @@ class Cards:
         hidden: Iterable[str] = (),
         since: int | None = None,
         recent: Sequence[tuple[int, int]] = (),
+        now: int | None = None,
     ) -> PersonaCard:
         """The card of a user.
 
         row: of his history, −1 for none. hidden: entities that do not count. since: µs UTC;
         clicks before it, and those without a time, do not count. recent: (catalogue row, µs UTC)
-        of clicks that the history does not have, oldest first.
+        of clicks that the history does not have, oldest first. now: µs UTC, from which the age of
+        clicks is counted where retention is limited; by default the newest click.
         """
         tally = PersonaTally(self.options, self.table, hidden)
         past = self.histories
@@ -155,7 +160,8 @@ class Cards:
         oldest = UNKNOWN_TS if since is None else since
         days = self.options.retention_days
         if days is not None and newest != UNKNOWN_TS:
-            oldest = max(oldest, newest - round(days * 86_400e6))
+            counted = newest if now is None else now
+            oldest = max(oldest, counted - round(days * 86_400e6))
         # A stable sort leaves those without a time before all others, in their order.
         for item, ts in sorted(clicks, key=lambda click: click[1]):
             # Without a time a click has no age, but it may be one that is to be forgotten.

@@ -125,5 +125,7 @@ class PerconetOptions(_Frozen):
 class PerconetConfig(PerconetOptions):
     """Options of `Perconet`, settled."""
 
+    # Runs that were saved before there was the option did without.
+    residual: bool = False
     fitted: EntityFit | None  # None: a latent user has no entities
     fitted_words: int | None = None  # how many words there are, where words are read

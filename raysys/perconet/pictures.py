@@ -25,9 +25,9 @@ _ENTITIES = 4  # of a reader, and of an explained news
 _DELETED = 5  # so many top entities lose their clicks, at most
 
 
-def pictures(predictor: Predictor, data: Prepared) -> dict[str, Figure]:
+def pictures(predictor: Predictor, data: Prepared, *, readers: bool = True) -> dict[str, Figure]:
     """Name → figure, of the newest validation requests with a click and a history; none without
-    such a request."""
+    such a request. readers: single ones may be shown."""
     log, model = data.impressions, predictor.model
     assert isinstance(model, Perconet)
     valid = log.of("valid")
@@ -36,11 +36,13 @@ def pictures(predictor: Predictor, data: Prepared) -> dict[str, Figure]:
     newest = some[np.argsort(log.ts[some], kind="stable")[-_REQUESTS:]]
     if not len(newest):
         return {}
-    readers = np.sort(newest[np.unique(log.user[newest], return_index=True)[1]][:_READERS])
-    found: dict[str, Figure] = {"persona-contributions": _contributions(predictor, data, readers)}
-    if model.options.persona.placebo is None:
+    some = np.sort(newest[np.unique(log.user[newest], return_index=True)[1]][:_READERS])
+    found: dict[str, Figure] = {}
+    if readers:
+        found["persona-contributions"] = _contributions(predictor, data, some)
         with suppress(ConfigError):  # a prominence that is no sum over clicks has no cards
-            found["persona-cards"] = _cards(predictor, data, readers)
+            found["persona-cards"] = _cards(predictor, data, some)
+    if model.options.persona.placebo is None:
         curve = _faithfulness(model, _batch(predictor, data, newest), log.user[newest])
         if curve is not None:
             found["persona-faithfulness"] = curve

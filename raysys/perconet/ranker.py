@@ -1,6 +1,6 @@
 """PerCoNet as a ranker: persona and latent interest behind a gate (§2.3), in parts (§2.4)."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple, Self
@@ -151,6 +151,18 @@ class Perconet(NewsRanker):
             raise ConfigError("a placebo's personas are of the users it was fitted with")
         assert self.table is not None
         self.bind_entities(renewed_entities(self.table, data, self.options.persona))
+
+    def bar(self, names: Collection[str]) -> None:
+        """These entities count for nobody from now on, as if no news named them."""
+        assert self.table is not None
+        rows = [self.table.row(name) for name in names]
+        gone = np.isin(self.table.news, [row for row in rows if row])
+        self.table = replace(
+            self.table,
+            news=np.where(gone, 0, self.table.news),
+            confidence=np.where(gone, 0, self.table.confidence).astype(np.float32),
+        )
+        self.prominence.bind(self.table, self.placebo)
 
     def bind_texts(self, groups: np.ndarray) -> None:
         """Which news have equal texts [2 + N], see `text_groups`; only training asks."""

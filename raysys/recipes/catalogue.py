@@ -97,7 +97,7 @@ def build_catalogue(
             recipe_options=loaded.config.recipe_options,
             data_card=loaded.data_card,
             card_text=(run / "README.md").read_text(encoding="utf-8"),
-            histories=prepared.histories,
+            histories=prepared.histories if config.with_histories else None,
         )
     known = set(loaded.catalogue.item_ids.to_pylist())
     return CatalogueReport(
@@ -105,7 +105,7 @@ def build_catalogue(
         model_id=saved.model_id,
         news=len(items),
         new=sum(name not in known for name in prepared.item_ids.to_pylist()),
-        users=len(prepared.histories.users),
+        users=len(prepared.histories.users) if config.with_histories else 0,
         texts=texts,
         llm_calls=calls,
         seconds=round(time.monotonic() - begin, 2),

@@ -91,7 +91,7 @@ def train(config: PerconetRecipe, session: Session) -> dict[str, Any]:
     if config.model.user != "latent" and World.current(config.train.device).leads:
         data = prepare(Dataset(config.data))
         predictor = Predictor.load(session.run_dir, histories=data.histories)
-        for name, figure in pictures(predictor, data).items():
+        for name, figure in pictures(predictor, data, readers=config.with_histories).items():
             write_figure(session.run_dir, name, figure)
     return found
 

@@ -15,7 +15,13 @@ from raysys.data.requests import Fit, Request, Requests
 from raysys.data.schema import CONTEXT_TYPES
 from raysys.errors import DataError
 
-_OPTIONAL = {"ts": pa.int64(), "history_end": pa.int64(), "context": None}
+_OPTIONAL = {
+    "ts": pa.int64(),
+    "history_end": pa.int64(),
+    "context": None,
+    "since": pa.int64(),
+    "hidden": pa.list_(pa.string()),
+}
 _ROWS_AT_ONCE = 65_536
 
 

@@ -246,6 +246,30 @@ def test_every_retriever_is_shown_the_same_of_a_history_sent_or_stored(
 
 
 @pytest.mark.parametrize("sent", [False, True])
+def test_events_before_since_are_as_if_they_had_never_been(root: Path, sent: bool) -> None:
+    predictor = Predictor.load(fixtures.ctr_run(root))
+    user = USERS[-1]
+    past = stored(root, user)
+    since = past[len(past) // 2].ts
+    asked = ask("stranger", history=past, since=since) if sent else ask(user, since=since)
+    left = ask("stranger", history=[event for event in past if event.ts >= since])
+    same(scores(predictor, asked), scores(predictor, left))
+    assert not np.allclose(scores(predictor, left), scores(predictor, ask(user)))
+    nothing = ask(user, since=NOW * 2)
+    same(scores(predictor, nothing), scores(predictor, ask("stranger")))
+
+
+@pytest.mark.parametrize("arm", ARMS[:4], ids=lambda arm: arm.kind)
+def test_who_needs_the_whole_history_refuses_to_cut_it(root: Path, arm: RetrieverConfig) -> None:
+    predictor = Predictor.load(fixtures.ctr_run(root, retriever=arm))
+    asked = ask(USERS[-1], since=START + HOUR)
+    assert "cannot leave the old ones out" in predictor.fit.misfit(asked)
+    with pytest.raises(DataError, match="since: this model chooses events"):
+        predictor.score([asked])
+    assert predictor.fit.misfit(ask(USERS[-1])) is None
+
+
+@pytest.mark.parametrize("sent", [False, True])
 def test_explanations_name_events_that_were_chosen(root: Path, sent: bool) -> None:
     """Lunch on even hours: with exact-context no dinner explains a lunch."""
     arm = Exact(k=4, contexts=("meal",), strict=True)

@@ -97,6 +97,13 @@ def test_the_command_line_and_what_it_refuses(root: Path, tmp_path: Path) -> Non
     assert not (tmp_path / "no").exists()
 
 
+def test_histories_stay_out_where_they_were_left_out(root: Path, tmp_path: Path) -> None:
+    paper.train_run(root / "data", tmp_path / "run", "train.epochs=1", "with_histories=false")
+    report = build_catalogue(tmp_path / "run", root / "later", tmp_path / "new")
+    assert report.users == 0
+    assert not (tmp_path / "new" / "snapshot" / "histories").exists()
+
+
 def test_a_placebo_cannot_be_renewed(root: Path, tmp_path: Path) -> None:
     paper.train_run(root / "data", tmp_path / "x1", "train.epochs=1", "preset=X1")
     with pytest.raises(ConfigError, match="a placebo's personas"):

@@ -311,5 +311,8 @@ def test_training_draws_cards_contributions_and_faithfulness(data: Path, tmp_pat
     assert not read_figures(tmp_path / "latent")
     paper.train_run(data, tmp_path / "even", "train.epochs=1", "preset=P1")
     assert "persona-cards" not in read_figures(tmp_path / "even")
+    private = paper.train_run(data, tmp_path / "p", "train.epochs=2", "with_histories=false")
+    assert private
+    assert set(read_figures(tmp_path / "p")) == {"persona-faithfulness"}
     paper.train_run(data, tmp_path / "x1", "train.epochs=1", "preset=X1")
     assert set(read_figures(tmp_path / "x1")) == {"persona-contributions"}

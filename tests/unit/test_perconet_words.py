@@ -82,12 +82,16 @@ def test_pretrained_vectors_and_bad_files(tmp_path: Path) -> None:
     assert pretrained_vectors(table, WordOptions()) is None
     for text, told in (
         ("beta 1 2\n", "line 1: 2 numbers where words.width is 3"),
-        ("alpha 1 2 3\nbeta 1 x 3\n", "line 2: a word vector must be numbers"),
+        ("alpha 1 2 3\nbeta 1 x 3\n", "after line 1: no word and numbers"),
+        ("alpha 1 nan 3\n", "after line 0: no word and numbers .*infinite or none"),
         ("gamma 1 2 3\n", "has a vector of none of the 2 words"),
     ):
         file.write_text(text)
         with pytest.raises(DataError, match=told):
             pretrained_vectors(table, options)
+    file.write_bytes(b"\x1f\x8b\xff\xfe alpha 1 2 3\n")
+    with pytest.raises(DataError, match="after line 0: no word and numbers in UTF-8"):
+        pretrained_vectors(table, options)
     with pytest.raises(DataError, match=r"none\.txt: cannot be read .* it is words\.pretrained"):
         pretrained_vectors(table, WordOptions(pretrained=str(tmp_path / "none.txt")))
 

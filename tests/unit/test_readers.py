@@ -21,6 +21,7 @@ from raysys.data.prepared import prepare
 from raysys.data.world import Effects, WorldConfig, make_world
 from raysys.data.world.reading import read_rows
 from raysys.data.world.show import show
+from raysys.data.world.simulate import build_world
 from raysys.data.world.truth import read_truth
 from raysys.errors import ConfigError, DataError
 from raysys.metrics.baselines import reader_kinds
@@ -110,6 +111,10 @@ def test_bad_reuters_files_are_named(tmp_path: Path) -> None:
     undated = write_parquet(tmp_path / "undated", [article(1, date="yesterday")])
     with pytest.raises(DataError, match="row 1: 'yesterday' is no date"):
         import_dataset("reuters", undated, tmp_path / "o")
+    for day in ("31-APR-1987 10:00:00", "99-FEB-1987 10:00:00"):
+        wrong = write_parquet(tmp_path / day[:6], [article(1, date=day)])
+        with pytest.raises(DataError, match=f"row 1: '{day}' is no date"):
+            import_dataset("reuters", wrong, tmp_path / "o")
     slip = write_parquet(tmp_path / "slip", [article(1, date="31-MAR-1987 605:12:19.12")])
     import_dataset("reuters", slip, tmp_path / "o")
     assert Dataset(tmp_path / "o").table("items")["created_at"].to_pylist() == [544147200_000000]
@@ -164,6 +169,7 @@ class Backwards:
 def test_same_seed_same_bytes(news: Path, tmp_path: Path) -> None:
     config = WorldConfig(**SMALL | {"users": 40}, shard_users=16)
     make_world(config, tmp_path / "a", LocalMapper(), news=news)
+    build_world.cache_clear()  # another process draws the articles anew
     make_world(config, tmp_path / "b", Backwards(), news=news)
     names = [p.relative_to(tmp_path / "a") for p in (tmp_path / "a").rglob("*") if p.is_file()]
     same, *others = filecmp.cmpfiles(tmp_path / "a", tmp_path / "b", names, shallow=False)

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -83,6 +84,35 @@ def test_parquet_of_impressions_gives_the_same(made: tuple, tmp_path: Path) -> N
     predictor = Predictor.load(root / "run")
     expected = predictor.score(Requests.of_table(table, predictor.codec))
     assert _same(_scores(tmp_path / "out"), expected)
+
+
+def test_parquet_requests_keep_what_they_forget(made: tuple, tmp_path: Path) -> None:
+    root, _ = made
+    table = Dataset(root / "data").table("impressions")
+    late = [2**55 if n % 2 else None for n in range(len(table))]
+    hidden = [["Q1"] if n % 3 else None for n in range(len(table))]
+    told = table.append_column("since", pa.array(late, pa.int64()))
+    told = told.append_column("hidden", pa.array(hidden, pa.list_(pa.string())))
+    pq.write_table(told, tmp_path / "r.parquet")
+    score(root / "run", tmp_path / "r.parquet", tmp_path / "out", LocalMapper(), per_part=7)
+    predictor = Predictor.load(root / "run")
+    columns = Requests.of_table(told, predictor.codec)
+    assert columns.hidden == {n: ("Q1",) for n in range(len(table)) if n % 3}
+    strangers = ["nobody"] * len(table)
+    cold = predictor.score(
+        Requests.of_table(
+            table.set_column(table.column_names.index("user_id"), "user_id", [strangers]),
+            predictor.codec,
+        )
+    )
+    whole = predictor.score(Requests.of_table(table, predictor.codec))
+    found = _scores(tmp_path / "out")
+    owner = np.repeat(np.arange(len(table)), columns.counts)
+    odd = owner % 2 == 1
+    for part, wanted in ((odd, cold), (~odd, whole)):
+        np.testing.assert_allclose(
+            found["score"].to_numpy()[part], wanted["score"].to_numpy()[part], atol=1e-6
+        )
 
 
 def test_complete_parts_are_kept_and_missing_ones_made(made: tuple, tmp_path: Path) -> None:

@@ -37,8 +37,8 @@ class Handler(BaseHTTPRequestHandler):
     server: Script
 
     def do_POST(self) -> None:
-        body = self.rfile.read(int(self.headers["content-length"]))
-        self.server.bodies.append(json.loads(body))
+        body = self.rfile.read(int(self.headers.get("content-length", 0)))
+        self.server.bodies.append(json.loads(body or b"{}"))
         status, text, headers = self.server.steps.pop(0)
         if status == 0:  # hang up
             self.close_connection = True
@@ -48,6 +48,8 @@ class Handler(BaseHTTPRequestHandler):
             self.send_header(name, value)
         self.end_headers()
         self.wfile.write(text.encode())
+
+    do_PUT = do_DELETE = do_POST  # noqa: N815
 
     def log_message(self, *_: Any) -> None:
         pass
@@ -89,6 +91,14 @@ def test_busy_servers_and_lost_connections_are_asked_again(
     server.steps = [step, step, GOOD]
     assert client.rank("ctr", REQUEST) == ANSWER
     assert len(server.bodies) == 3
+
+
+def test_what_hides_or_forgets_is_asked_once(server: Script, client: Client) -> None:
+    for ask in (lambda: client.hide("u", ["Q1"]), lambda: client.forget("u")):
+        server.steps, server.bodies = [(0, "", {}), GOOD], []
+        with pytest.raises(ServerError, match="no answer: unreachable"):
+            ask()
+        assert len(server.bodies) == 1
 
 
 def test_retries_end(server: Script, client: Client) -> None:

@@ -9,6 +9,7 @@ simulated readers.
 import html
 import re
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ _TAGS = {"people": "PERSON", "orgs": "ORG", "places": "LOC"}
 _LISTS = ("topics", *_TAGS)
 _COLUMNS = ("newid", "date", *_LISTS, "title", "body")
 _TIME = re.compile(r"\s*(\d{1,2}-[A-Za-z]{3}-\d{4})\s+(\d{2}:\d{2}:\d{2})")
+_DAY = re.compile(r"\s*(\d{1,2}-[A-Za-z]{3}-\d{4})\b")
 _ARTICLE = re.compile(r"<REUTERS\b[^>]*?\bNEWID=\"(\d+)\"[^>]*>(.*?)</REUTERS>", re.DOTALL)
 _ABBREVIATIONS = {"usa", "uk", "ussr", "uae"}
 
@@ -160,18 +162,14 @@ def _sgml(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _when(where: str, text: str) -> int:
-    match = _TIME.match(text)
-    try:
-        if match is None:
-            raise ValueError("want 26-FEB-1987 15:01:01")
-        moment = datetime.strptime(" ".join(match.groups()), "%d-%b-%Y %H:%M:%S")
-    except ValueError as error:
-        # A handful of stamps carry a slip of the keyboard in the hour; their day is good.
-        day = re.match(r"\s*(\d{1,2}-[A-Za-z]{3}-\d{4})\b", text)
-        if day is None:
-            raise DataError(f"{where}: {text!r} is no date ({error})") from error
-        moment = datetime.strptime(day.group(1), "%d-%b-%Y")
-    return int(moment.replace(tzinfo=UTC).timestamp()) * 1_000_000
+    # A handful of stamps carry a slip of the keyboard in the hour; their day is good.
+    for pattern, form in ((_TIME, "%d-%b-%Y %H:%M:%S"), (_DAY, "%d-%b-%Y")):
+        match = pattern.match(text)
+        with suppress(ValueError):
+            if match is not None:
+                moment = datetime.strptime(" ".join(match.groups()), form)
+                return int(moment.replace(tzinfo=UTC).timestamp()) * 1_000_000
+    raise DataError(f"{where}: {text!r} is no date (want 26-FEB-1987 15:01:01)")
 
 
 def _label(kind: str, tag: str) -> str:

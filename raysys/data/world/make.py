@@ -41,7 +41,7 @@ class ShardTask:
     shard: int
     root: str
     offsets: Offsets
-    news: str = ""
+    news: tuple[str, str] = ("", "")  # folder of the articles, hash of its manifest
 
 
 def first_requests(task: ShardTask) -> tuple[np.ndarray, np.ndarray]:
@@ -49,7 +49,7 @@ def first_requests(task: ShardTask) -> tuple[np.ndarray, np.ndarray]:
 
     Nobody clicks on the way, because the first list of a user cannot depend on clicks on lists.
     """
-    world = build_world(task.config, task.news)
+    world = build_world(task.config, *task.news)
     life = Life(world, task.shard, Offsets(np.inf, np.inf))
     asked: np.ndarray = np.zeros(len(life.people), dtype=bool)
     logits: list[tuple[np.ndarray, np.ndarray]] = []
@@ -67,7 +67,7 @@ def first_requests(task: ShardTask) -> tuple[np.ndarray, np.ndarray]:
     return click, order
 
 
-def solve_offsets(config: WorldConfig, mapper: Mapper, news: str = "") -> Offsets:
+def solve_offsets(config: WorldConfig, mapper: Mapper, news: tuple[str, str] = ("", "")) -> Offsets:
     """b0 and d0 by bisection on the first requests of the first `CALIBRATION_SHARDS` shards."""
     nobody = Offsets(np.inf, np.inf)
     tasks = [
@@ -87,7 +87,7 @@ def solve_offsets(config: WorldConfig, mapper: Mapper, news: str = "") -> Offset
 
 def write_shard(task: ShardTask) -> dict[str, int]:
     """Live one shard and write its parts; returns row counts."""
-    world = build_world(task.config, task.news)
+    world = build_world(task.config, *task.news)
     lived = live_shard(world, task.shard, task.offsets)
     tables = {
         "users": users_table(world.scene, lived.people),
@@ -196,10 +196,11 @@ def make_world(
     """
     if (config.kind == "readers") != (news is not None):
         raise ConfigError("a world of kind readers, and no other, reads the articles of `news`")
-    folder = str(Path(news).absolute()) if news is not None else ""
+    source = Dataset(news) if news is not None else None
+    articles = (str(Path(source.path).absolute()), source.manifest.hash) if source else ("", "")
     with DatasetWriter(out, contexts=dict(FEATURES), overwrite=overwrite) as writer:
-        world = build_world(config, folder)
-        offsets = solve_offsets(config, mapper, folder)
+        world = build_world(config, *articles)
+        offsets = solve_offsets(config, mapper, articles)
         writer.write("contexts", contexts_table())
         writer.write("items", world.law.items())
         vectors = world.law.entities() if isinstance(world.law, Newspaper) else None
@@ -207,7 +208,7 @@ def make_world(
             writer.write("entities", vectors)
         _write_laws(world, writer.root)
         tasks = [
-            ShardTask(config, shard, str(writer.root), offsets, folder)
+            ShardTask(config, shard, str(writer.root), offsets, articles)
             for shard in range(config.shards)
         ]
         counts = list(mapper(write_shard, tasks, label=f"living {config.users} users"))
@@ -216,7 +217,7 @@ def make_world(
             for path in sorted((writer.root / "truth").rglob("*.parquet"))
         }
         return writer.commit(
-            _data_card(world, Dataset(news).card if news is not None else None),
+            _data_card(world, source.card if source else None),
             history_behaviours=("click", "order") if config.kind == "food" else ("click",),
             world={
                 "config": config.model_dump(mode="json"),

@@ -47,10 +47,11 @@ class World:
 
 
 @lru_cache(maxsize=2)
-def build_world(config: WorldConfig, news: str = "") -> World:
+def build_world(config: WorldConfig, news: str = "", version: str = "") -> World:
     """Draw the shared part of a world; a worker process builds it once.
 
-    news: the data set folder with the articles of a world of kind `readers`.
+    news: the data set folder with the articles of a world of kind `readers`; version: the hash of
+    its manifest.
     """
     scene = make_scene(config)
     law = FoodCity(config, scene) if config.kind == "food" else Newspaper(config, scene, news)

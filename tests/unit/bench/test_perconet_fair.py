@@ -1,6 +1,7 @@
 """The fair test of PerCoNet: its arms, and which words come out."""
 
 from collections.abc import Callable, Iterator, Sequence
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from bench.perconet_arms import arms, claims, weights_of
 from bench.perconet_fair import METRICS, verdict
 from raysys.data.dataset import Dataset
 from raysys.data.prepared import Prepared, prepare
+from raysys.errors import ConfigError
 from raysys.options import load_yaml, merge, parse_overrides
 
 BASE = load_yaml(Path("raysys/configs/news/perconet-small.yaml"))
@@ -161,12 +163,30 @@ def test_the_words_follow_from_the_claims() -> None:
         "over the latent vector the persona wins for entity-driven readers and is not shown to "
         "win for topic-driven ones"
     )
-    driven["claims"][-1]["verdict"] = "supported"
-    assert verdict({"data": driven})["planted readers"].startswith("not to be trusted")
+    for a, kind in (("X1", "mixed"), ("P3", "topic")):
+        other = deepcopy(driven)
+        for row in other["claims"]:
+            if row["claim"] == f"{a} better than P0 in {METRICS[0]} on {driven_by(kind)}":
+                row["verdict"] = "supported"
+        told = verdict({"data": other})["planted readers"]
+        assert told.startswith("not to be trusted"), (a, kind)
+    open_ = deepcopy(driven)
+    for row in open_["claims"]:
+        if driven_by("entity") in row["claim"]:
+            row["verdict"] = "no verdict"
+    assert verdict({"data": open_})["planted readers"] == "no verdict"
     leaking = {**found_with(), "leak_tests": {"overlap": {"passed": False}}}
     assert verdict({"data": leaking}) == {"all": "not to be trusted: overlap failed"}
     untold = {**found_with(), "faithfulness": {"candidates": 0, "skipped": 3}}
     assert verdict({"data": untold})["explanations"].startswith("not testable here")
+
+
+def test_arms_that_read_words_cannot_be_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        perconet_fair, "load_yaml", lambda path: merge(BASE, {"model": {"encoder": "mhsa"}})
+    )
+    with pytest.raises(ConfigError, match="encoder=mhsa: the rivals read frozen vectors"):
+        perconet_fair.run(data="D")
 
 
 @pytest.mark.slow
