@@ -29,6 +29,7 @@ from raysys.data.refusals import (
     refuse_unsorted,
 )
 from raysys.data.schema import BEHAVIOURS, SPLITS
+from raysys.errors import DataError
 
 # Raised whenever the layout below changes, so that old caches are never read.
 CACHE_VERSION = 1
@@ -94,8 +95,13 @@ def prepare(dataset: Dataset) -> Prepared:
     Two processes may build at once; the first rename wins and the other's copy is dropped.
 
     Raises:
-        DataError: a damaged part, or one of the `raysys.data.refusals`.
+        DataError: a corpus, a damaged part, or one of the `raysys.data.refusals`.
     """
+    if dataset.manifest.kind == "corpus":
+        raise DataError(
+            f"{dataset.path} is a corpus: nobody's behaviour is in it; import a log, or let "
+            "simulated readers read it (raysys data make readers)"
+        )
     folder = cache_root() / "columns" / f"{dataset.manifest.hash}-v{CACHE_VERSION}"
     if not (folder / "DONE").is_file():
         folder.parent.mkdir(parents=True, exist_ok=True)
