@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from bench.fair.arms import Arm
+from bench.fair.folds import Fold, Folds, run_folds
 from bench.fair.leaks import leaks_of
 from bench.fair.report import tables, write_page
 from bench.fair.results import (
-    Scores,
     Subject,
     beside_baselines,
     cheap,
@@ -27,11 +27,11 @@ from bench.fair.results import (
     supported,
 )
 from bench.fair.slices import scene_slices
-from bench.fair.study import Sizes, Study, run_study
+from bench.fair.study import Sizes, run_study
 from bench.larr_arms import CONTROLS, OFF_THE_SHELF, PLACEBOS, SLICES, arms, claims
 from bench.larr_cost import scene_cost
 from raysys.data.dataset import Dataset
-from raysys.data.prepared import Prepared, prepare
+from raysys.data.prepared import prepare
 from raysys.errors import ConfigError
 from raysys.metrics.bootstrap import REPLICATES
 from raysys.options import load_yaml
@@ -62,7 +62,8 @@ def run(
 ) -> dict[str, Any]:
     """Every arm with its figures, every claim with its intervals and words.
 
-    data, placebo: data set folders. config: of `ctr/larr`; what the arms have in common. encoder:
+    data, placebo: data set folders; the folds of one log are parted by commas and averaged within
+    a seed. config: of `ctr/larr`; what the arms have in common. encoder:
     whose vectors LARR's arms read, by default an off-the-shelf one, without stages 1 and 2;
     pooling: its pooling. variants: encoders that lack a stage, e.g. {no-cpt: dir:RUN/hf}. small: an
     encoder of a few layers, dir:RUN/hf, that learns with the ranker: the upper reference. rows,
@@ -94,26 +95,36 @@ def run(
         "encoder": encoder,
         "out": out,
     }
-    for name, folder in (("data", data), ("placebo", placebo)):
-        if folder is not None:
-            where = Path(out) / name
+
+    def study_of(name: str, folders: str) -> dict[str, Any]:
+        where = Path(out) / name
+
+        def train(folder: str, at: Path, share: Sizes) -> Fold:
             prepared = prepare(Dataset(folder))
-            seen, beyond = seen_of(prepared, users, window)
+            seen, _ = seen_of(prepared, users, window)
             chosen = arms(base, encoder, encoders, seen, pooling, small)
             _encode(chosen, base, folder)
             # No claim asks for the others where the law is off.
             studied = chosen if name == "data" else [arm for arm in chosen if arm.named]
-            study = run_study(studied, base, folder, where, sizes)
-            scores = cheap(prepared, users)
-            found = _reported(study, base, prepared, scores, encoders, rare, replicates)
-            found |= {"data": folder, "window": seen, "beyond_window": beyond}
-            runs = where / "runs"
-            found["cost"] = scene_cost(prepared, runs / "larr" / "seed-0", runs / "din" / "seed-0")
-            found["leak_tests"] = leaks_of(
-                "larr", chosen, base, prepared, study, where, users, scores
-            )
-            write_page(found, where, "larr", found["headline"])
-            result[name] = found
+            study = run_study(studied, base, folder, at, share)
+            return Fold(prepared, at, base, chosen, study, cheap(prepared, users))
+
+        folds = run_folds(train, folders, where, sizes)
+        first = folds.first
+        seen, beyond = seen_of(first.data, users, window)
+        found = _reported(folds, base, encoders, rare, replicates)
+        found |= {"data": folders, "window": seen, "beyond_window": beyond}
+        found["cost"] = scene_cost(first.data, first.runs("larr")[0], first.runs("din")[0])
+        # One fold shows whether something leaks; the others are made the same way.
+        found["leak_tests"] = leaks_of(
+            "larr", first.arms, base, first.data, first.study, first.where, users, first.scores
+        )
+        write_page(found, where, "larr", found["headline"])
+        return found
+
+    for name, folders in (("data", data), ("placebo", placebo)):
+        if folders is not None:
+            result[name] = study_of(name, folders)
     result["verdict"] = verdict(result)
     result["stages_1_and_2"] = stages(result, encoder, encoders)
     return result
@@ -180,19 +191,17 @@ def stages(result: dict[str, Any], encoder: str, variants: dict[str, str]) -> st
 
 
 def _reported(
-    study: Study,
-    base: dict[str, Any],
-    data: Prepared,
-    scores: Scores,
-    variants: dict[str, str],
-    rare: int,
-    replicates: int,
+    folds: Folds, base: dict[str, Any], variants: dict[str, str], rare: int, replicates: int
 ) -> dict[str, Any]:
     sentences = [f for f in base["larr"]["features"] if f["kind"] == "context"]
     contexts = list(dict.fromkeys(name for f in sentences for name in f["contexts"]))
-    parts = scene_slices(data, study.systems["larr"].rows[0][""], contexts, rare)
+    parts = {
+        name: scene_slices(fold.data, fold.study.systems["larr"].rows[0][""], contexts, rare)
+        for name, fold in folds.by_name.items()
+    }
+    data = folds.first.data
     asked = claims(variants, metrics_of(data))
-    found, _ = results(study, data, SUBJECT, asked, {"": parts}, {"": scores}, replicates)
+    found, _ = results(folds.study, data, SUBJECT, asked, parts, folds.scores, replicates)
     return {**found, "gain_where_text_should_help": _where_it_should(found)}
 
 

@@ -6,18 +6,16 @@ same command goes on where it was stopped. With `placebo` the whole study runs a
 whose readers do not care for entities, where a persona must not win.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from bench.fair.arms import Arm
+from bench.fair.folds import Fold, run_folds
 from bench.fair.leaks import leaks_of
 from bench.fair.report import tables, write_page
 from bench.fair.results import (
-    Scores,
     Subject,
     beside_baselines,
     cheap,
@@ -25,7 +23,7 @@ from bench.fair.results import (
     results,
 )
 from bench.fair.slices import driven_by, news_slices
-from bench.fair.study import Sizes, Study, merged, run_study
+from bench.fair.study import Sizes, run_study
 from bench.perconet_arms import PLACEBOS, acting, arms, claims, flops, has_abstracts
 from bench.perconet_faithful import Tested, faithfulness
 from raysys.artifacts.run import load_run
@@ -94,9 +92,7 @@ def run(
     }
     for name, folder in (("data", data), ("placebo", placebo)):
         if folder is not None:
-            result[name] = _studied(
-                name, folder.split(","), base, Path(out) / name, sizes, users, replicates
-            )
+            result[name] = _studied(name, folder, base, Path(out) / name, sizes, users, replicates)
     result["verdict"] = verdict(result)
     return result
 
@@ -145,60 +141,41 @@ def verdict(result: Figures) -> dict[str, str]:
     return words
 
 
-@dataclass(frozen=True)
-class _Fold:
-    """One folder of a study, trained and scored. base: the config with its vector table."""
-
-    data: Prepared
-    where: Path
-    base: Figures
-    arms: list[Arm]
-    study: Study
-    scores: Scores
-    cross: bool
-
-    @property
-    def runs(self) -> list[Path]:
-        """The runs of P3, a run a seed."""
-        seeds = self.study.systems["P3"].rows
-        return [self.where / "runs" / "P3" / f"seed-{seed}" for seed in seeds]
-
-
 def _studied(
     name: str,
-    folders: Sequence[str],
+    folders: str,
     base: Figures,
     where: Path,
     sizes: Sizes,
     users: int,
     replicates: int,
 ) -> Figures:
-    keys = [f"fold-{n}" for n in range(len(folders))] if len(folders) > 1 else [""]
-    share = sizes.model_copy(update={"max_core_hours": sizes.max_core_hours / len(folders)})
-    folds = {
-        key: _trained(name, folder, base, where / key, share, users)
-        for key, folder in zip(keys, folders, strict=True)
-    }
-    first = folds[keys[0]]
-    study = merged({key: fold.study for key, fold in folds.items()})
+    def train(folder: str, at: Path, share: Sizes) -> Fold:
+        data = prepare(Dataset(folder))
+        # Every text is encoded now, with each way of reading; trainings side by side only read.
+        vectors, width, table = _encoded(base, folder, has_abstracts(data), data)
+        own = {**base, "vector_table": str(table)}
+        chosen = arms(own, data, width)
+        studied = chosen if name == "data" else [arm for arm in chosen if arm.named]
+        study = run_study(studied, own, folder, at, share)
+        return Fold(data, at, own, chosen, study, cheap(data, users, vectors))
+
+    folds = run_folds(train, folders, where, sizes)
+    first, study = folds.first, folds.study
     parts = {
         key: news_slices(fold.data, fold.study.systems["P3"].rows[0][""])
-        for key, fold in folds.items()
+        for key, fold in folds.by_name.items()
     }
-    planted = reader_kinds(first.data) is not None
-    asked = [c for c in claims(METRICS, first.cross, planted) if {c.a, c.b} <= study.systems.keys()]
+    asked = claims(METRICS, has_abstracts(first.data), reader_kinds(first.data) is not None)
+    asked = [claim for claim in asked if {claim.a, claim.b} <= study.systems.keys()]
     subject = Subject(name="P3", over="P0", placebos=PLACEBOS, metrics=METRICS, shown=SHOWN)
-    scores = {key: fold.scores for key, fold in folds.items()}
-    found, _ = results(study, first.data, subject, asked, parts, scores, replicates)
-    found |= {"data": ",".join(folders), "window": 50}
-    found["weights"] = {
-        arm: acting(load_run(first.where / "runs" / arm / "seed-0").model) for arm in study.systems
-    }
+    found, _ = results(study, first.data, subject, asked, parts, folds.scores, replicates)
+    found |= {"data": folders, "window": 50}
+    found["weights"] = {arm: acting(load_run(first.runs(arm)[0]).model) for arm in study.systems}
     found["flops_per_click"] = {
-        arm: flops(load_run(first.where / "runs" / arm / "seed-0").model, first.data)
-        for arm in study.systems
+        arm: flops(load_run(first.runs(arm)[0]).model, first.data) for arm in study.systems
     }
-    tested = [Tested(fold.data, fold.runs) for fold in folds.values()]
+    tested = [Tested(fold.data, fold.runs("P3")) for fold in folds.by_name.values()]
     found["faithfulness"] = faithfulness(tested, users, replicates)
     # One fold shows whether something leaks; the others are made the same way.
     found["leak_tests"] = leaks_of(
@@ -206,18 +183,6 @@ def _studied(
     )
     write_page(found, where, "P3", found["headline"])
     return found
-
-
-def _trained(name: str, folder: str, base: Figures, where: Path, sizes: Sizes, users: int) -> _Fold:
-    data = prepare(Dataset(folder))
-    cross = has_abstracts(data)
-    # Every text is encoded now, with each way of reading; trainings side by side only read.
-    vectors, width, table = _encoded(base, folder, cross, data)
-    base = {**base, "vector_table": str(table)}
-    chosen = arms(base, data, width)
-    studied = chosen if name == "data" else [arm for arm in chosen if arm.named]
-    study = run_study(studied, base, folder, where, sizes)
-    return _Fold(data, where, base, chosen, study, cheap(data, users, vectors), cross)
 
 
 def _encoded(

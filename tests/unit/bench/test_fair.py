@@ -10,6 +10,7 @@ import pytest
 from bench.cofars_arms import arms, claims
 from bench.fair import study as study_module
 from bench.fair.arms import Arm
+from bench.fair.folds import Fold, run_folds
 from bench.fair.judge import Claim, Parts, judge, values
 from bench.fair.leaks import leak_tests, write_labels
 from bench.fair.report import write_page
@@ -362,6 +363,24 @@ def test_folds_are_averaged_within_a_seed() -> None:
     rule = constant("rule", scores, both.systems["a"])
     assert rule.rows[4].keys() == apart.keys()
     assert merged({"": apart["fold-0"]}) is apart["fold-0"]
+
+
+def test_folds_are_trained_apart_and_share_the_time(tmp_path: Path) -> None:
+    asked: list[tuple[str, Path, float]] = []
+
+    def train(folder: str, at: Path, sizes: Sizes) -> Fold:
+        asked.append((folder, at, sizes.max_core_hours))
+        study = Study({}, {"a": system("a", 1.0, seeds=2)}, {"a": {}}, {"a": 1.0}, 5, {})
+        return Fold(None, at, {}, [], study, {"rule": np.zeros(2000)})  # type: ignore[arg-type]
+
+    one = run_folds(train, "D", tmp_path, Sizes(max_core_hours=3))
+    assert list(one.by_name) == [""] and one.study is one.first.study
+    two = run_folds(train, "D,E", tmp_path, Sizes(max_core_hours=3))
+    assert asked == [
+        ("D", tmp_path, 3.0), ("D", tmp_path / "fold-0", 1.5), ("E", tmp_path / "fold-1", 1.5),
+    ]  # fmt: skip
+    assert list(two.study.systems["a"].rows[1]) == ["fold-0", "fold-1"] == list(two.scores)
+    assert two.by_name["fold-1"].runs("a")[1] == tmp_path / "fold-1" / "runs" / "a" / "seed-1"
 
 
 def test_slices_are_those_of_a_scan(world: Path) -> None:
