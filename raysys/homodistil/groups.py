@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from torch import nn
 
@@ -104,7 +104,7 @@ def groups_of(model: nn.Module) -> list[Group]:
             f"{type(model).__name__} (model type {kind or 'unknown'}) cannot be thinned; covered "
             f"are {', '.join((*BERT, *LLAMA))}"
         )
-    heads, ratio, width = _heads(config)
+    heads, ratio, width = _heads(model)
     units = {"": 1, "head": width, "queries": ratio * width}
     sizes: dict[Kind, int] = {
         "residual": config.hidden_size, "ffn": config.intermediate_size, "attn": heads,
@@ -136,9 +136,13 @@ def _dimensions(
     raise ConfigError(f"{type(model).__name__}: no group knows the parameter {name}")
 
 
-def _heads(config: object) -> tuple[int, int, int]:
+def _heads(model: nn.Module) -> tuple[int, int, int]:
     """(units of attention, query heads of each, width of a head)."""
-    heads: int = config.num_attention_heads  # type: ignore[attr-defined]
+    config: Any = model.config
+    heads: int = config.num_attention_heads
     groups: int = getattr(config, "num_key_value_heads", None) or heads
-    width = getattr(config, "head_dim", None) or config.hidden_size // heads  # type: ignore[attr-defined]
+    width = getattr(config, "head_dim", None) or config.hidden_size // heads
+    for module in model.modules():
+        # Between two events a BERT is not heads × width of a head wide.
+        width = getattr(module, "attention_head_size", width)
     return groups, heads // groups, width

@@ -8,9 +8,6 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
-from raysys.homodistil.groups import Group
-from raysys.homodistil.keep import Keep
-
 Weight = Annotated[float, Field(ge=0)]
 
 
@@ -112,15 +109,6 @@ def distances(
             student.hidden_states[0] @ projections.embedding, teacher.hidden_states[0], real
         ),
     )
-
-
-def ancestors(groups: list[Group], keep: Keep, ratio: int) -> dict[int, Tensor]:
-    """Layer → the teacher's attention heads that are left; ratio: query heads of a unit."""
-    return {
-        group.layer: (keep[group.name][:, None] * ratio + torch.arange(ratio)).flatten()
-        for group in groups
-        if group.kind == "attn"
-    }
 
 
 def _kl(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:

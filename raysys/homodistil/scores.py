@@ -1,6 +1,6 @@
 """Which units matter least: scores of weights, and of the units they belong to (§2.2)."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Literal
 
 import torch
@@ -14,57 +14,78 @@ Norm = Literal["mean", "none", "rank"]
 BETA_1, BETA_2 = 0.85, 0.95
 
 
-class Scores:
-    """Scores of single weights, brought up to date once a step.
+class Named(nn.Module):
+    """Buffers by the names of parameters, whose dots a buffer's name must not hold."""
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self.get_buffer(name.replace(".", "/"))
+
+    def __setitem__(self, name: str, values: Tensor) -> None:
+        self.register_buffer(name.replace(".", "/"), values)
+
+    def items(self) -> Iterator[tuple[str, Tensor]]:
+        """Names and values."""
+        return ((name.replace("/", "."), values) for name, values in self.named_buffers())
+
+
+class Scores(nn.Module):
+    """Scores of single weights, brought up to date once a step; saved with the model they are of.
 
         I = |θ ⊙ g|,  Ī ← β1·Ī + (1 − β1)·I,  Ū ← β2·Ū + (1 − β2)·|I − Ī|,  platon = Ī ⊙ Ū
 
     with g the gradient of the whole step, before it is scaled or clipped, and θ before the step
     (PLATON, Zhang et al., ICML 2022).
 
-    names: of the parameters that are in a group. seed: of `random`.
+    model: whose parameters, of which `names` are in a group. seed: of `random`.
     """
 
-    def __init__(self, kind: Score, names: Iterable[str], seed: int = 0) -> None:
+    def __init__(self, kind: Score, model: nn.Module, names: Iterable[str], seed: int = 0) -> None:
+        super().__init__()
         self.kind, self.names, self.seed = kind, set(names), seed
-        self.average: dict[str, Tensor] = {}
-        self.uncertainty: dict[str, Tensor] = {}
+        self.average, self.uncertainty = Named(), Named()
+        for name, parameter in self._own(model):
+            for store, kinds in (
+                (self.average, ("sensitivity", "sensitivity_ema", "platon")),
+                (self.uncertainty, ("platon",)),
+            ):
+                if kind in kinds:
+                    store[name] = torch.zeros_like(parameter, dtype=torch.float32)
 
     @torch.no_grad()
-    def update(self, model: nn.Module) -> None:
-        """Take the gradients of a step."""
+    def update(self, model: nn.Module, scale: float = 1.0) -> None:
+        """Take the gradients of a step, times `scale`."""
         if self.kind in ("magnitude", "random"):
             return
-        for name, parameter in model.named_parameters():
-            if name not in self.names or parameter.grad is None:
+        for name, parameter in self._own(model):
+            if parameter.grad is None:
                 continue
-            now = (parameter.detach().float() * parameter.grad.float()).abs()
+            now = (parameter.detach().float() * parameter.grad.float() * scale).abs()
             if self.kind == "sensitivity":
                 self.average[name] = now
                 continue
-            before = self.average.get(name, torch.zeros_like(now))
-            mean = BETA_1 * before + (1 - BETA_1) * now
-            spread = self.uncertainty.get(name, torch.zeros_like(now))
+            mean = BETA_1 * self.average[name] + (1 - BETA_1) * now
             self.average[name] = mean
-            self.uncertainty[name] = BETA_2 * spread + (1 - BETA_2) * (now - mean).abs()
+            if self.kind == "platon":
+                spread = (now - mean).abs()
+                self.uncertainty[name] = BETA_2 * self.uncertainty[name] + (1 - BETA_2) * spread
 
     @torch.no_grad()
     def of_weights(self, model: nn.Module) -> dict[str, Tensor]:
-        """The score of each weight by parameter; empty before the first step, but for magnitudes
-        and draws."""
+        """The score of each weight by parameter; 0 before the first step, but for magnitudes and
+        draws."""
         if self.kind == "magnitude":
             return {n: p.detach().float().abs() for n, p in self._own(model)}
         if self.kind == "random":
             generator = torch.Generator().manual_seed(self.seed)
             return {n: torch.rand(p.shape, generator=generator) for n, p in self._own(model)}
         if self.kind != "platon":
-            return dict(self.average)
+            return dict(self.average.items())
         return {name: mean * self.uncertainty[name] for name, mean in self.average.items()}
 
     def slice(self, kept: Mapping[str, Mapping[int, Tensor]]) -> None:
         """Follow a model that was made smaller."""
         for store in (self.average, self.uncertainty):
-            for name, values in store.items():
+            for name, values in list(store.items()):
                 for dim, rows in kept.get(name, {}).items():
                     values = values.index_select(dim, rows.to(values.device))
                 store[name] = values

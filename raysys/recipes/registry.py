@@ -11,6 +11,7 @@ from raysys.cofars.ranker import CofarsDIN
 from raysys.ctr.dcnv2 import DCNv2, DCNv2Config
 from raysys.ctr.din import DIN, DINConfig
 from raysys.ctr.finalmlp import FinalMLP, FinalMLPConfig
+from raysys.data.dataset import Dataset
 from raysys.data.prepared import Prepared
 from raysys.errors import ConfigError
 from raysys.larr.ranker import LarrDIN
@@ -21,6 +22,7 @@ from raysys.news.nrms import NRMS
 from raysys.perconet.ranker import Perconet
 from raysys.recipes import (
     cofars,
+    homodistil,
     larr,
     larr_cofars,
     llm,
@@ -31,6 +33,7 @@ from raysys.recipes import (
     ranker,
 )
 from raysys.recipes.cofars import CofarsRecipe
+from raysys.recipes.homodistil import HomoDistilRecipe
 from raysys.recipes.larr import LarrRecipe
 from raysys.recipes.larr_cofars import LarrCofarsDIN, LarrCofarsRecipe
 from raysys.recipes.llm import LlmRecipe
@@ -70,7 +73,8 @@ class FinalMLPRecipe(RankerRecipe):
     train: TrainConfig = _CTR_TRAIN
 
 
-RECIPES: dict[str, type[RankerRecipe] | type[LlmRecipe]] = {
+Recipe = RankerRecipe | LlmRecipe | HomoDistilRecipe
+RECIPES: dict[str, type[RankerRecipe] | type[LlmRecipe] | type[HomoDistilRecipe]] = {
     "ctr/din": DINRecipe,
     "ctr/dcnv2": DCNv2Recipe,
     "ctr/finalmlp": FinalMLPRecipe,
@@ -84,6 +88,7 @@ RECIPES: dict[str, type[RankerRecipe] | type[LlmRecipe]] = {
     "news/perconet": PerconetRecipe,
     "llm/pretrain": PretrainRecipe,
     "llm/contrast": ContrastRecipe,
+    "llm/homodistil": HomoDistilRecipe,
 }
 MODELS: dict[str, type[Ranker]] = {
     "ctr/din": DIN,
@@ -99,7 +104,7 @@ MODELS: dict[str, type[Ranker]] = {
     "news/perconet": Perconet,
 }
 # What every worker of a recipe runs, and its check of data and options together.
-Program = tuple[Callable[[Any, Session], dict[str, Any]], Callable[[Any], Prepared]]
+Program = tuple[Callable[[Any, Session], dict[str, Any]], Callable[[Any], Prepared | Dataset]]
 _RANKER: Program = (ranker.train, ranker.ready)
 _PROGRAMS: dict[str, Program] = {
     "ctr/cofars": (cofars.train, cofars.ready),
@@ -109,10 +114,11 @@ _PROGRAMS: dict[str, Program] = {
     "news/perconet": (perconet.train, perconet.ready),
     "llm/pretrain": (llm_pretrain.train, llm.ready),
     "llm/contrast": (llm_contrast.train, llm_contrast.ready),
+    "llm/homodistil": (homodistil.train, homodistil.ready),
 }
 
 
-def recipe_of(name: str) -> type[RankerRecipe] | type[LlmRecipe]:
+def recipe_of(name: str) -> type[RankerRecipe] | type[LlmRecipe] | type[HomoDistilRecipe]:
     """The config class of a recipe.
 
     Raises:
@@ -125,13 +131,13 @@ def recipe_of(name: str) -> type[RankerRecipe] | type[LlmRecipe]:
     return RECIPES[name]
 
 
-def ready(config: RankerRecipe | LlmRecipe) -> Prepared:
+def ready(config: Recipe) -> Prepared | Dataset:
     """Check data and options together; see `raysys.recipes.ranker.ready`."""
     return _PROGRAMS.get(config.recipe, _RANKER)[1](config)
 
 
 def run(
-    config: RankerRecipe | LlmRecipe,
+    config: Recipe,
     out: Path,
     *,
     allow_code_change: bool = False,
@@ -147,12 +153,13 @@ def run(
         RaysysError: bad data or options; nothing is left behind if nothing had been learned.
     """
     data = ready(config)
+    dataset = data if isinstance(data, Dataset) else data.dataset
     return launch(
         _PROGRAMS.get(config.recipe, _RANKER)[0],
         config,
         config.train,
         out,
-        data_card_id=data.dataset.manifest.data_card_id,
+        data_card_id=dataset.manifest.data_card_id,
         verify=verify_run,
         allow_code_change=allow_code_change,
         show_progress=show_progress,

@@ -5,14 +5,14 @@ import hashlib
 import logging
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from raysys.errors import ArtifactError, ConfigError, MetricError, RaysysError, ResumeError
@@ -28,7 +28,7 @@ from raysys.training.schedule import learning_rate
 from raysys.training.session import Session
 from raysys.training.sharding import shard, sliced_like, whole
 from raysys.training.state import Best, TrainState
-from raysys.training.task import Loader, Task, Validated
+from raysys.training.task import Loader, Shrinking, Task, Validated
 from raysys.training.world import World
 
 log = logging.getLogger(__name__)
@@ -113,11 +113,18 @@ class _Fit:
             self.total = min(self.total, config.max_steps)
         if self.total < 1:
             raise ConfigError("the loader has no batches: the training part of the data is empty")
-        exchange = ShardedExchange if self.sharded else GradientExchange
-        self.exchange = exchange(self.model, world, numbers=5)
-        self.optimizers = Optimizers(self.model, config)
+        self.shrinking = task if isinstance(task, Shrinking) else None
+        if self.sharded and self.shrinking is not None:
+            raise ConfigError("train.parallel=fsdp: a model that becomes smaller cannot be sharded")
+        self._lay_out()
         self.state = TrainState()
         self.last_checkpoint: Path | None = None
+
+    def _lay_out(self) -> None:
+        """Gradients and moments for the parameters as they are now."""
+        exchange = ShardedExchange if self.sharded else GradientExchange
+        self.exchange = exchange(self.model, self.world, numbers=5)
+        self.optimizers = Optimizers(self.model, self.config)
 
     def run(self) -> FitResult:
         self._resume()
@@ -187,11 +194,28 @@ class _Fit:
         step = self.state.step
         if not math.isfinite(sums[_LOSS]) or not sums[_WEIGHT] > 0:
             self._refuse(f"the loss of step {step} is {sums[_LOSS]} over {sums[_WEIGHT]:g} rows")
+        if self.shrinking is not None:
+            self.shrinking.observe(1.0 / sums[_WEIGHT])
         norm = self.exchange.scale(1.0 / sums[_WEIGHT], self.config.clip_norm)
         if not math.isfinite(norm):
             self._refuse(f"the gradient of step {step} has norm {norm}")
         self.optimizers.step(learning_rate(self.config, step, self.total))
+        if self.shrinking is not None:
+            kept = self.shrinking.shrink(step + 1, self.total)
+            if kept is not None:
+                self._follow(kept)
         return sums
+
+    def _follow(self, kept: Mapping[str, Mapping[int, Tensor]]) -> None:
+        """Go on with a smaller model: moments are sliced as its parameters were."""
+        moments = self.optimizers.state()
+        for key, values in moments.items():
+            if values.dim():  # not the count of steps
+                for dim, rows in kept.get(key.rsplit("|", 1)[0], {}).items():
+                    values = values.index_select(dim, rows.to(values.device))
+            moments[key] = values
+        self._lay_out()
+        self.optimizers.load_state(moments)
 
     def _flags(self) -> tuple[float, float, float]:
         """Stop, save now, poll for preemption: wishes of this rank, summed over all."""
@@ -369,6 +393,9 @@ class _Fit:
                 f"{checkpoint.path} belongs to the run {state.config_hash}, not to {wanted}: the "
                 "config or the data changed; choose another --out"
             )
+        if self.shrinking is not None:
+            self.shrinking.reshape(checkpoint.tensors("model"))
+            self._lay_out()
         self._load_model(checkpoint)
         self.optimizers.load_state(checkpoint.tensors("optimizer"))
         if state.world_size == world.size:

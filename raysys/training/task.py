@@ -1,5 +1,6 @@
 """What a recipe hands to the loop: a task (model and loss) and a loader (data by position)."""
 
+from collections.abc import Mapping
 from typing import Protocol, TypeVar, runtime_checkable
 
 from torch import Tensor, nn
@@ -41,6 +42,27 @@ class Validated(Protocol):
         (early stopping, best checkpoint) cannot differ between workers.
         """
         ...
+
+
+@runtime_checkable
+class Shrinking(Protocol):
+    """A task whose model becomes smaller while it is trained."""
+
+    def observe(self, scale: float) -> None:
+        """The gradients of a whole step are in the parameters, summed over all workers; times
+        `scale` they are those of the mean loss. They are not clipped yet."""
+
+    def shrink(self, step: int, steps: int) -> Mapping[str, Mapping[int, Tensor]] | None:
+        """After `step` of `steps` updates: make the model smaller, or give None.
+
+        Returns, for each parameter of the model that changed, its new rows by dimension: indices
+        into the old ones. The loop slices what the optimiser knows of them alike. Must be the same
+        on all workers.
+        """
+        ...
+
+    def reshape(self, stored: Mapping[str, Tensor]) -> None:
+        """Bring the model to the shapes of a checkpoint's model state, before it is loaded."""
 
 
 class Loader(Protocol[BatchOut]):

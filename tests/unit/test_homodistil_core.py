@@ -25,10 +25,11 @@ from transformers import (
 from raysys.errors import ConfigError
 from raysys.homodistil.groups import Group, Member, groups_of
 from raysys.homodistil.keep import Keep, everything, shrink, sliced
-from raysys.homodistil.losses import LossWeights, Projections, ancestors, distances
+from raysys.homodistil.losses import LossWeights, Projections, distances
 from raysys.homodistil.masks import mask
 from raysys.homodistil.schedule import Schedule, units_left
 from raysys.homodistil.scores import BETA_1, BETA_2, Scores, best, of_units
+from raysys.homodistil.student import Student, targets
 
 MODELS = ("bert", "llama", "qwen2")
 TOKENS, LAYERS = 60, 3
@@ -73,6 +74,11 @@ def batch(size: int = 4, length: int = 12, pad: int = 0) -> dict[str, torch.Tens
         "attention_mask": nn.functional.pad(real, (0, pad)).long(),
         "labels": nn.functional.pad(labels, (0, pad), value=-100),
     }
+
+
+def names_in(groups: list[Group]) -> list[str]:
+    """Parameters of the groups."""
+    return [member.parameter for group in groups for member in group.members]
 
 
 def some(groups: list[Group], seed: int = 3, share: float = 0.6) -> Keep:
@@ -178,7 +184,7 @@ def test_property_04_scores_by_hand() -> None:
     with torch.no_grad():
         model.weight.copy_(torch.tensor([[1.0, -2.0, 0.0], [3.0, 0.5, 1.0]]))
     gradients = ([[2.0, 1.0, 5.0], [0.0, -2.0, 1.0]], [[1.0, 0.0, 1.0], [1.0, 1.0, -1.0]])
-    scores = Scores("platon", ["weight"])
+    scores = Scores("platon", model, ["weight"])
     mean, spread = torch.zeros(2, 3), torch.zeros(2, 3)
     for gradient in gradients:
         model.weight.grad = torch.tensor(gradient)
@@ -191,7 +197,7 @@ def test_property_04_scores_by_hand() -> None:
     rows = (mean * spread).sum(1)
     torch.testing.assert_close(of_units(group, {"weight": found}), rows / rows.mean())
     torch.testing.assert_close(of_units(group, {"weight": found}, "none"), rows)
-    plain = Scores("sensitivity", ["weight"])
+    plain = Scores("sensitivity", model, ["weight"])
     plain.update(model)
     expected = (model.weight.detach() * torch.tensor(gradients[1])).abs()
     assert torch.equal(plain.of_weights(model)["weight"], expected)
@@ -207,7 +213,7 @@ def test_property_04_micro_batches_add_their_gradients() -> None:
             out = model(**{name: values[rows] for name, values in given.items()})
             count = (given["labels"][rows] != -100).sum()
             (out.loss * count).backward()
-        scores = Scores("sensitivity", [n for n, _ in model.named_parameters()])
+        scores = Scores("sensitivity", model, [n for n, _ in model.named_parameters()])
         scores.update(model)
         found.append(scores.of_weights(model))
     for name, values in found[0].items():
@@ -233,7 +239,7 @@ def test_property_05_a_dead_unit_goes_first_and_order_does_not_matter(kind: str)
     first = best(groups, {n: p.detach().abs() for n, p in make(kind).named_parameters()}, left)
     assert first["ffn.0"].tolist() == keep["ffn.0"].tolist()
     assert int(turn.tolist().index(7)) not in again["ffn.1"].tolist()
-    random = Scores("random", weights, seed=4)
+    random = Scores("random", model, weights, seed=4)
     assert torch.equal(
         best(groups, random.of_weights(model), left)["residual"],
         best(groups, random.of_weights(model), left)["residual"],
@@ -249,7 +255,9 @@ def test_property_06_07_a_student_is_a_stock_model(kind: str, tmp_path: Path) ->
     left = {"residual": width, "ffn": 40, "attn": heads}
     keep = best(
         groups,
-        Scores("magnitude", [m.parameter for g in groups for m in g.members]).of_weights(model),
+        Scores("magnitude", model, [m.parameter for g in groups for m in g.members]).of_weights(
+            model
+        ),
         {group.name: left[group.kind] for group in groups},
     )
     before = sum(p.numel() for p in model.parameters())
@@ -278,13 +286,11 @@ def test_property_06_07_a_student_is_a_stock_model(kind: str, tmp_path: Path) ->
 
 @pytest.mark.parametrize("kind", MODELS)
 def test_property_08_padding_changes_no_distance(kind: str) -> None:
-    teacher, student = make(kind), make(kind)
-    groups = groups_of(student)
-    keep = some(groups)
-    shrink(student, groups, keep)
-    projections = Projections(LAYERS, 48)
-    projections.shrink(keep["residual"])
-    heads = ancestors(groups, keep, 1 if kind == "bert" else 2)
+    teacher = make(kind)
+    thin = Student(teacher, "magnitude")
+    assert thin.prune({g.name: max(1, round(0.6 * g.size)) for g in thin.groups})
+    student, projections, heads = thin.net, thin.projections, thin.heads()
+    assert len(heads[0]) == student.config.num_attention_heads
     found = []
     for pad in (0, 5):
         given = batch(pad=pad)
@@ -321,15 +327,30 @@ def test_property_10_ways_of_choosing_end_in_the_same_shapes() -> None:
                     for g in groups
                 }
                 names = [m.parameter for g in groups for m in g.members]
-                shrink(model, groups, best(groups, Scores(score, names).of_weights(model), left))
+                shrink(
+                    model, groups, best(groups, Scores(score, model, names).of_weights(model), left)
+                )
             shapes.add(tuple((n, tuple(p.shape)) for n, p in model.named_parameters()))
     assert len(shapes) == 1
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_between_two_events_widths_and_heads_need_not_agree(kind: str) -> None:
+    model = make(kind)
+    heads = 6 if kind == "bert" else 3
+    for residual, units in ((40, heads), (40, heads - 1), (32, heads - 1), (24, heads - 2)):
+        groups = groups_of(model)
+        left = {"residual": residual, "ffn": 64, "attn": units}
+        found = Scores("magnitude", model, names_in(groups)).of_weights(model)
+        shrink(model, groups, best(groups, found, {g.name: left[g.kind] for g in groups}))
+        assert model(**batch()).loss.isfinite()
+        assert {g.kind: g.size for g in groups_of(model)} == left
 
 
 def test_scores_follow_a_smaller_model() -> None:
     model = make("llama")
     groups = groups_of(model)
-    scores = Scores("platon", [m.parameter for g in groups for m in g.members])
+    scores = Scores("platon", model, names_in(groups))
     model(**batch()).loss.backward()
     scores.update(model)
     before = copy.deepcopy(scores.of_weights(model))
@@ -347,3 +368,12 @@ def test_layers_must_keep_equally_many() -> None:
     keep["ffn.1"] = keep["ffn.1"][:10]
     with pytest.raises(ConfigError, match=r"ffn: layers keep \[10, 64\] units"):
         shrink(model, groups, keep)
+
+
+def test_targets_are_what_heads_can_reach() -> None:
+    assert targets(make("bert"), 0.5) == {"residual": 24, "ffn": 32, "attn": 3}
+    assert targets(make("llama"), 2 / 3) == {"residual": 32, "ffn": 48, "attn": 2}
+    with pytest.raises(
+        ConfigError, match=r"leaves 2.4 heads; nearest is 0.333333 \(2 of 6 heads\)"
+    ):
+        targets(make("bert"), 0.4)
