@@ -70,11 +70,12 @@ class Backend:
 @dataclass(frozen=True)
 class PersonaDesk:
     """Where readers see and change their personas. store: handle of a `PersonaStore`; card,
-    strange: of the news ranker, here or in another process."""
+    strange, untimely: of the news ranker, here or in another process."""
 
     store: Any
     card: Callable[[str, Wish], Awaitable[Reply]]
     strange: Callable[[tuple[str, ...]], Awaitable[str | None]]
+    untimely: Callable[[int], Awaitable[str | None]]
 
     async def read(self, reader: str) -> Reply:
         """The card as it counts now."""
@@ -88,7 +89,10 @@ class PersonaDesk:
         return await self.card(reader, await self.store.hide.remote(reader, hidden))
 
     async def click(self, reader: str, item: str, ts: int) -> Reply:
-        """The card with another click."""
+        """The card with another click; 422 if its time is none."""
+        fault = await self.untimely(ts)
+        if fault is not None:
+            raise Refusal(422, "bad_request", fault)
         return await self.card(reader, await self.store.click.remote(reader, item, ts))
 
     async def forget(self, reader: str) -> Reply:
@@ -116,8 +120,8 @@ class PersonaDesk:
         return request.model_copy(update=update)
 
 
-def _desk(store: Any, card: Any, strange: Any) -> PersonaDesk | None:
-    return None if store is None else PersonaDesk(store, card, strange)
+def _desk(store: Any, *ranker: Any) -> PersonaDesk | None:
+    return None if store is None else PersonaDesk(store, *ranker)
 
 
 class Gateway:
@@ -152,14 +156,19 @@ class Gateway:
                     local = CTRRanking(model, scene, most_values(config))
                 else:
                     local = NewsRanking(model, config.models.personas)
-                    self.desk = _desk(personas, local.persona, local.unknown_entity)
+                    self.desk = _desk(personas, local.persona, local.unknown_entity, local.untimely)
                 self.backends[family] = Backend(local.rank, local.describe, local.stats)
             else:
                 self.backends[family] = Backend(
                     handle.rank.remote, handle.describe.remote, handle.stats.remote
                 )
                 if family == "news":
-                    self.desk = _desk(personas, handle.persona.remote, handle.unknown_entity.remote)
+                    self.desk = _desk(
+                        personas,
+                        handle.persona.remote,
+                        handle.unknown_entity.remote,
+                        handle.untimely.remote,
+                    )
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """The routes; there are no generated documentation pages."""

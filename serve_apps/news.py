@@ -3,12 +3,14 @@
 import time
 from typing import Any
 
+import numpy as np
 from ray import serve
 
 from raysys.artifacts.run import LoadedRun
 from raysys.data.contexts import FIRST
 from raysys.data.histories import UNKNOWN_TS
 from raysys.data.requests import HistoryEvent
+from raysys.data.split import iso
 from raysys.errors import ArtifactError, ConfigError
 from raysys.news.entities import EntityTable
 from raysys.perconet.cards import Cards, PersonaTally
@@ -17,6 +19,9 @@ from serve_apps.config import Family, Model, Personas
 from serve_apps.personas import Wish
 from serve_apps.ranking import Ranking, Reply
 from serve_apps.schemas import PersonaAnswer, RankRequest, to_json
+
+_UNKNOWN = "\x00unknown"  # no id of a news, and so unknown to every catalogue
+_AHEAD_US = 3_600_000_000  # clocks of clients may be fast by an hour
 
 
 def persona_table(run: LoadedRun) -> EntityTable:
@@ -73,27 +78,40 @@ class NewsRanking(Ranking):
         update: dict[str, Any] = {}
         if self.limited and request.ts is None:
             update["ts"] = time.time_ns() // 1000  # without a time clicks have no age
-        if request.recent:
-            update |= {"history": self._joined(request), "recent": ()}
-        return await super().rank(request.model_copy(update=update) if update else request)
+        request = request.model_copy(update=update) if update else request
+        return await super().rank(self._joined(request) if request.recent else request)
 
-    def _joined(self, request: RankRequest) -> tuple[HistoryEvent, ...]:
-        """As many stored clicks as the model reads, and the recent ones, oldest first."""
+    def _joined(self, request: RankRequest) -> RankRequest:
+        """The request with a history of its own: as much of the stored one as the model reads, and
+        the recent clicks on known news."""
         past, ids = self.predictor.histories, self.predictor.run.catalogue.item_ids
-        row = int(past.lookup([request.user_id])[0])
-        start, end = (int(past.start[row]), int(past.start[row + 1])) if row >= 0 else (0, 0)
+        row = np.array(past.lookup([request.user_id]))
+        start, end = int(past.begin(row)[0]), int(past.finish(row)[0])
+        if request.ts is not None:
+            end = int(past.end_before(row, np.array([request.ts]))[0])
+        elif request.history_end is not None:
+            end = min(end, start + request.history_end)
         first = max(start, end - self.predictor.model.history_length)
-        known = {(event.item_id, event.ts) for event in request.recent}
+        # News that nobody knew at training has no id here; it holds its place as the unknown one.
         stored = [
-            HistoryEvent(item_id=ids[item - FIRST].as_py(), ts=None if ts == UNKNOWN_TS else ts)
+            HistoryEvent(
+                item_id=ids[item - FIRST].as_py() if item >= FIRST else _UNKNOWN,
+                ts=None if ts == UNKNOWN_TS else ts,
+            )
             for item, ts in zip(
                 past.item[first:end].tolist(), past.ts[first:end].tolist(), strict=True
             )
-            if item >= FIRST
         ]
-        events = [event for event in stored if (event.item_id, event.ts) not in known]
-        events += request.recent
-        return tuple(sorted(events, key=lambda e: UNKNOWN_TS if e.ts is None else e.ts))
+        there = {(event.item_id, event.ts) for event in stored}
+        rows = self.predictor.run.catalogue.rows([event.item_id for event in request.recent])
+        events = stored + [
+            event
+            for event, known in zip(request.recent, (rows >= FIRST).tolist(), strict=True)
+            if known and (event.item_id, event.ts) not in there
+        ]
+        events.sort(key=lambda event: UNKNOWN_TS if event.ts is None else event.ts)
+        update = {"history": tuple(events), "history_end": None, "recent": ()}
+        return request.model_copy(update=update)
 
     async def persona(self, reader: str, wish: Wish) -> Reply:
         """Status 200 and a `PersonaAnswer`; 404 where there are no cards."""
@@ -114,6 +132,13 @@ class NewsRanking(Ranking):
         span = slice(int(past.start[row]), int(past.start[row + 1])) if row >= 0 else slice(0, 0)
         stored = set(zip(past.item[span].tolist(), past.ts[span].tolist(), strict=True))
         return [click for click in recent if click[0] >= FIRST and click not in stored]
+
+    async def untimely(self, ts: int) -> str | None:
+        """What is wrong with the time of a click, µs UTC, in words."""
+        early = self.predictor.fit.early(ts)
+        if early is None and ts > time.time_ns() // 1000 + _AHEAD_US:
+            return f"ts: {ts} is {iso(ts)}, in the future; ts is in µs since 1970, UTC"
+        return early
 
     async def unknown_entity(self, entities: tuple[str, ...]) -> str | None:
         """The first of these ids that is no entity of the model."""

@@ -65,10 +65,15 @@ class PersonaBook:
         return Wish(hidden=hidden, since=since, clicks=clicks)
 
     def click(self, reader: str, item: str, ts: int) -> Wish:
-        """The reader has clicked a news; told twice it counts once. The oldest beyond `KEPT` go."""
+        """The reader has clicked a news; told twice it counts once. The oldest beyond `KEPT` go,
+        and what is of before a deletion does not come back."""
         with self._base:
             self._base.execute("BEGIN")
-            self._base.execute("INSERT OR IGNORE INTO clicks VALUES (?, ?, ?)", (reader, ts, item))
+            self._base.execute(
+                "INSERT OR IGNORE INTO clicks SELECT ?, ?, ? WHERE NOT EXISTS "
+                "(SELECT 1 FROM wishes WHERE reader = ? AND since > ?)",
+                (reader, ts, item, reader, ts),
+            )
             self._base.execute(
                 "DELETE FROM clicks WHERE reader = ? AND (ts, item) NOT IN (SELECT ts, item FROM "
                 "clicks WHERE reader = ? ORDER BY ts DESC, item DESC LIMIT ?)",

@@ -55,6 +55,7 @@ def shrink(model: nn.Module, groups: Sequence[Group], keep: Keep) -> dict[str, d
                 values = sliced(parameter.detach(), kept[name])
                 fresh[name] = nn.Parameter(values, requires_grad=parameter.requires_grad)
             setattr(module, own, fresh[name])
+    for module in model.modules():  # now that all have their new weights
         _resize(module)
     _reconfigure(model, groups, keep)
     return kept

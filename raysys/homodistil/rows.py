@@ -12,6 +12,7 @@ from raysys.errors import DataError
 
 Ints = npt.NDArray[np.int64]
 MASKED = 0.15  # of the tokens of a row
+_ORDER, _MASKS = 1, 2  # what is drawn
 _MASK, _OTHER = 0.8, 0.9  # of these: the mask token, another one, and the rest as they are
 
 
@@ -59,7 +60,7 @@ class RowLoader:
 
     def batch(self, epoch: int, step: int, part: int, parts: int) -> Rows | None:
         """See `raysys.training.task.Loader`."""
-        order = np.random.Generator(np.random.Philox(key=[self.seed, epoch]))
+        order = _draw(self.seed, _ORDER, epoch)
         picked = order.permutation(len(self.rows))[
             step * self.batch_rows : (step + 1) * self.batch_rows
         ]
@@ -76,9 +77,7 @@ class RowLoader:
         ids, labels = rows.copy(), np.full_like(rows, -100)
         count = max(1, round(MASKED * rows.shape[1]))
         for row, place in enumerate(places.tolist()):
-            draw = np.random.Generator(
-                np.random.Philox(key=[self.seed, 1], counter=[epoch, place, 0, 0])
-            )
+            draw = _draw(self.seed, _MASKS, epoch, place)
             at = draw.permutation(rows.shape[1])[:count]
             labels[row, at] = rows[row, at]
             how = draw.random(count)
@@ -87,3 +86,9 @@ class RowLoader:
                 how < _MASK, self.mask_token, np.where(how < _OTHER, other, rows[row, at])
             )
         return Rows(torch.from_numpy(ids), torch.from_numpy(labels))
+
+
+def _draw(seed: int, purpose: int, epoch: int, place: int = 0) -> np.random.Generator:
+    """A stream of its own; the low words of the counter are the generator's."""
+    counter = [0, 0, epoch, place]
+    return np.random.Generator(np.random.Philox(key=[seed, purpose], counter=counter))

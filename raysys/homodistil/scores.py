@@ -10,7 +10,6 @@ from raysys.homodistil.groups import Group
 from raysys.homodistil.keep import Keep
 
 Score = Literal["magnitude", "sensitivity", "sensitivity_ema", "platon", "random"]
-Norm = Literal["mean", "none", "rank"]
 BETA_1, BETA_2 = 0.85, 0.95
 
 
@@ -94,28 +93,25 @@ class Scores(nn.Module):
         return ((n, p) for n, p in model.named_parameters() if n in self.names)
 
 
-def of_units(group: Group, weights: Mapping[str, Tensor], norm: Norm = "mean") -> Tensor:
-    """[size] score of each unit: Σ over the member matrices of the L1 of its slice, by default
-    over the mean slice of that matrix, or the embedding would decide alone."""
+def of_units(group: Group, weights: Mapping[str, Tensor]) -> Tensor:
+    """[size] score of each unit: Σ over the member matrices of the L1 of its slice over the mean
+    slice of that matrix, or the embedding would decide alone."""
     total = torch.zeros(group.size)
     for member in group.members:
         values = weights.get(member.parameter)
-        if values is None:
+        # Of matrices alone: the gradient of a key's bias is nothing but rounding, and would count
+        # as much as a matrix.
+        if values is None or values.dim() < 2:
             continue
         rows = values.movedim(member.dim, 0).reshape(group.size, -1).sum(1).cpu()
-        if norm == "mean":
-            rows = rows / rows.mean().clamp(min=1e-30)
-        elif norm == "rank":
-            rows = rows.argsort().argsort().float()
-        total += rows
+        total += rows / rows.mean().clamp(min=1e-30)
     return total
 
 
-def best(groups: Sequence[Group], weights: Mapping[str, Tensor], left: Mapping[str, int],
-         norm: Norm = "mean") -> Keep:  # fmt: skip
+def best(groups: Sequence[Group], weights: Mapping[str, Tensor], left: Mapping[str, int]) -> Keep:
     """The units of each group with the highest scores, `left` of them; of equals the first."""
     keep: Keep = {}
     for group in groups:
-        order = of_units(group, weights, norm).argsort(descending=True, stable=True)
+        order = of_units(group, weights).argsort(descending=True, stable=True)
         keep[group.name] = order[: left[group.name]].sort().values
     return keep

@@ -30,7 +30,7 @@ def targets(model: nn.Module, ratio: float) -> dict[Kind, int]:
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     exact = ratio * heads
     count = round(exact)
-    if count < 1 or abs(exact - count) > 1e-6:
+    if count < 1 or abs(exact - count) > 1e-3:
         near = sorted({max(1, math.floor(exact)), min(heads, math.ceil(exact))})
         told = " or ".join(f"{n / heads:.6g} ({n} of {heads} heads)" for n in near)
         raise ConfigError(f"ratio={ratio:g} leaves {exact:g} heads; nearest is {told}")

@@ -57,6 +57,7 @@ class DistillTask:
         """L_task and the distances, each the mean over the batch's rows; every row predicts
         equally many tokens, so that means over tokens are means over rows."""
         own = self.model.net(input_ids=batch.input_ids, **self._more)
+        self.teacher.to(batch.input_ids.device)  # the loop moves the student only
         with torch.no_grad():
             other = self.teacher(input_ids=batch.input_ids, **self._more)
         mask = torch.ones_like(batch.input_ids, dtype=torch.bool)

@@ -90,8 +90,8 @@ def ready(config: HomoDistilRecipe) -> Dataset:
     """Check corpus, teacher and target together.
 
     Raises:
-        RaysysError: no corpus, a part of it without a row, an architecture that is not covered, or
-            a width that heads cannot reach.
+        RaysysError: no corpus, no documents to train or to validate on, an architecture that is
+            not covered, or a width that heads cannot reach.
     """
     dataset = _corpus(config)
     backbone = open_backbone(config.teacher)
@@ -101,6 +101,8 @@ def ready(config: HomoDistilRecipe) -> Dataset:
     net = load_teacher(backbone)
     groups_of(net)
     targets(net, config.ratio)
+    for part in ("train", "valid"):
+        _texts(dataset, part)
     return dataset
 
 
@@ -117,13 +119,16 @@ def train(config: HomoDistilRecipe, session: Session) -> dict[str, Any]:
         parts["train"], config.batch_rows, config.train.seed, tokenizer, masked=masked
     )
     some = parts["valid"][: config.held_rows]
-    held = loader.told(some, 0, torch.arange(len(some)).numpy())
+    # The same for every seed, so that students can be compared.
+    judge = RowLoader(some, config.batch_rows, 0, tokenizer, masked=masked)
+    held = judge.told(some, 0, torch.arange(len(some)).numpy())
     student = Student(net, config.score, config.train.seed)
     goal = targets(net, config.ratio)
     task = DistillTask(
         student, net, config.loss, config.pruning, goal, config.every, held, masked=masked
     )
-    before = task.validate(World.current(config.train.device)) if _leads(config) else {}
+    with torch.no_grad():
+        before = task.validate(World.current(config.train.device)) if _leads(config) else {}
     result = fit(task, loader, config.train, session)
     summary: dict[str, Any] = {
         "step": result.step,
@@ -197,6 +202,8 @@ def load_teacher(backbone: Backbone) -> nn.Module:
     for module in net.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
+        if hasattr(module, "attention_dropout"):
+            module.attention_dropout = 0.0
     return net
 
 

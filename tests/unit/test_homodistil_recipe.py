@@ -132,6 +132,12 @@ def test_what_cannot_be_distilled_is_named(root: Path, tmp_path: Path) -> None:
         distil(root, tmp_path / "a", "bert", "ratio=0.4")
     with pytest.raises(ConfigError, match="row_tokens=64, but the teacher has 32 positions"):
         distil(root, tmp_path / "b", "bert", "row_tokens=64")
+    (root / "bare").mkdir()
+    (root / "bare" / "train.txt").write_text("\n".join(texts(3)))
+    import_dataset("corpus", root / "bare", tmp_path / "bare")
+    given = {"data": str(tmp_path / "bare"), "teacher": f"dir:{root / 'bert'}"}
+    with pytest.raises(DataError, match="no documents of the valid part"):
+        run(resolve(recipe_of("llm/homodistil"), None, TINY, given), tmp_path / "f")
     with pytest.raises(ConfigError, match="ratio"):
         distil(root, tmp_path / "c", "bert", "ratio=1.5")
     with pytest.raises(ConfigError, match="an earlier student is a bigger one"):
@@ -160,4 +166,10 @@ def test_rows_are_whole_and_batches_a_function_of_their_place(root: Path) -> Non
     assert (one.input_ids == tokenizer.mask_token_id).any()
     again = loader.batch(1, 2, 0, 1)
     assert torch.equal(one.input_ids, again.input_ids)
-    assert not torch.equal(loader.batch(2, 2, 0, 1).labels, one.labels)
+    # Masks of two epochs have no more in common than chance.
+    many = np.tile(rows[:1], (400, 8))[:, :128]
+    wide = RowLoader(many, 4, 0, tokenizer, masked=True)
+    masks = [wide.told(many, epoch, np.arange(400)).labels != -100 for epoch in (0, 1, 5)]
+    for other in masks[1:]:
+        shared = float((masks[0] & other).sum()) / float(masks[0].sum())
+        assert shared == pytest.approx(0.15, abs=0.02)

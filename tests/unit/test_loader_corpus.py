@@ -87,6 +87,15 @@ def test_glue_sentences_are_read_unquoted_and_once(tmp_path: Path) -> None:
         # Equal but for case and blanks: only where it is tested.
         ("valid", "the one WHO  stopped it"), ("valid", "A wholly new sentence here"),
     }  # fmt: skip
+    mnli = tmp_path / "QQP"
+    mnli.mkdir()
+    head = "id\tquestion1\tquestion2\tis_duplicate\n"
+    (mnli / "dev_matched.tsv").write_text(
+        head + "1\tHow deep is the sea\tWhat is it there for\t0\n"
+    )
+    (mnli / "validation-00000.jsonl").write_text('{"text": "A line of five words"}\n')
+    import_dataset("corpus", mnli, tmp_path / "q")
+    assert [d["split"] for d in documents(tmp_path / "q")] == ["valid"] * 3
     cola = tmp_path / "CoLA"
     cola.mkdir()
     (cola / "train.tsv").write_text("gj04\t1\t\tOur friends will not buy this\n")

@@ -176,8 +176,30 @@ def test_a_click_counts_in_the_next_answer_once(
         assert scores(rank(http, early)) == scores(before)
         assert http.delete(f"/v1/personas/{asked.user_id}").status_code == 200
         assert card(http, asked.user_id).card.n_clicks == 0
-    for body in ({"item_id": "n1"}, {"item_id": "n1", "ts": "now"}, {"item_id": "", "ts": 1}):
+    far = 2**53  # µs: the year 2255
+    for body in ({"item_id": "n1"}, {"item_id": "n1", "ts": "now"}, {"item_id": "", "ts": 1},
+                 {"item_id": "n1", "ts": far}):  # fmt: skip
         assert http.post("/v1/personas/u01/clicks", json=body).status_code == 422
+
+
+def test_recent_clicks_join_what_the_request_may_see_and_is_known(
+    root: Path, http: TestClient, requests: list[Request]
+) -> None:
+    request = requests[0]
+    past = [r for r in Dataset(root / "data").table("events").to_pylist()
+            if r["user_id"] == request.user_id and r["ts"] < request.ts]  # fmt: skip
+    fresh = {"item_id": "n3", "ts": request.ts - 1}
+    stranger = {"item_id": "of today", "ts": request.ts - 1}
+    for recent, more in (([fresh], [fresh]), ([stranger], []), ([stranger, fresh], [fresh])):
+        found = scores(rank(http, request, recent=recent))
+        history = [{"item_id": r["item_id"], "ts": r["ts"]} for r in past]
+        assert found == pytest.approx(scores(rank(http, request, history=history + more)), abs=1e-6)
+    # An earlier request: later stored clicks are not in the window's way.
+    early = request.model_copy(update={"ts": past[len(past) // 2]["ts"]})
+    left = [{"item_id": r["item_id"], "ts": r["ts"]} for r in past if r["ts"] < early.ts]
+    joined = scores(rank(http, early, recent=[{"item_id": "n3", "ts": early.ts - 1}]))
+    told = [*left, {"item_id": "n3", "ts": early.ts - 1}]
+    assert joined == pytest.approx(scores(rank(http, early, history=told)), abs=1e-6)
 
 
 def test_recent_events_go_with_the_stored_history_alone(
@@ -287,7 +309,9 @@ def test_the_book_keeps_what_it_has_acknowledged(tmp_path: Path) -> None:
         book.click("c", f"n{n % 7}", n)
     clicks = PersonaBook(path).read("c").clicks
     assert len(clicks) == KEPT and clicks[0] == ("n5", 5) and clicks[-1][1] == KEPT + 4
-    assert book.forget("c", 1) == Wish(since=1)
+    assert book.forget("c", 500) == Wish(since=500)
+    assert book.click("c", "n1", 499) == Wish(since=500)  # told late, of before
+    assert book.click("c", "n1", 501).clicks == (("n1", 501),)
     (tmp_path / "text.db").write_text("no data base, but long enough to be read as one" * 20)
     with pytest.raises(ArtifactError, match=r"text\.db: file is not a database"):
         PersonaBook(tmp_path / "text.db")

@@ -3,7 +3,7 @@
     *.txt, *.md            a document a file; or one for each ` = Heading = ` (WikiText), or each
                            paragraph
     *.parquet, *.jsonl, *.csv   a document a row: the columns text and, if it is there, title
-    train.tsv, dev.tsv     GLUE: a document for each distinct sentence
+    train.tsv, dev.tsv …   GLUE: a document for each distinct sentence or question
 
 Files whose names tell train, valid (dev) or test are that part; of the others a hash of the
 document decides. Equal texts count once, in the part that is tested last.
@@ -30,8 +30,13 @@ from raysys.errors import DataError
 _PROSE = (".txt", ".md")
 _TABLES = (".parquet", ".jsonl", ".csv")
 _HEADING = re.compile(r"\s*= (?!=)(.+?) =\s*")
-_PARTS = {"train": "train", "valid": "valid", "dev": "valid", "test": "test"}
-_SENTENCES = ("sentence", "sentence1", "sentence2", "#1 String", "#2 String")
+_PARTS = {
+    "train": "train", "valid": "valid", "validation": "valid", "dev": "valid", "test": "test",
+}  # fmt: skip
+_SENTENCES = (
+    "sentence", "sentence1", "sentence2", "#1 String", "#2 String", "question", "question1",
+    "question2",
+)  # fmt: skip
 _COLA = ("source", "label", "star", "sentence")
 
 
@@ -139,7 +144,7 @@ class Corpus:
 
 
 def _is_glue(path: Path) -> bool:
-    return path.suffix == ".tsv" and path.stem in _PARTS
+    return path.suffix == ".tsv" and _part(path) is not None
 
 
 def _part(path: Path) -> str | None:
