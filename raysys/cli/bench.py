@@ -4,7 +4,9 @@ import difflib
 import importlib
 import inspect
 import json
+import sys
 from collections.abc import Sequence
+from contextlib import redirect_stdout
 from typing import Annotated, Any
 
 import typer
@@ -59,7 +61,9 @@ def bench(
     for key, option in known.items():
         if option.default is option.empty and key not in given:
             raise ConfigError(f"bench {name}: {key} is missing; give {key}=…")
-    result: dict[str, Any] = run(**given)
+    # What Ray tells of its workers goes to stdout too, in between: JSON shall stand there alone.
+    with redirect_stdout(sys.stderr):
+        result: dict[str, Any] = run(**given)
     command = " ".join(["raysys bench", name, *(options or []), "--json"])
     if record:
         page = module.markdown(result) if hasattr(module, "markdown") else None

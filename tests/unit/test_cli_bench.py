@@ -16,6 +16,7 @@ from raysys.errors import ConfigError
 @pytest.fixture(autouse=True)
 def _toy(monkeypatch: pytest.MonkeyPatch) -> None:
     def run(data: str, seeds: int = 5, max_core_hours: float = 4.0) -> dict[str, Any]:
+        print("(raylet) what Ray tells while it works")
         return {"data": data, "seeds": seeds, "hours": max_core_hours}
 
     toy = ModuleType("toy_bench")
