@@ -85,6 +85,7 @@ def distil(root: Path, out: Path, teacher: str, *over: str, stop_at: int | None 
         return {}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("teacher", ["bert", "llama"])
 def test_a_student_is_thin_stock_and_near_its_teacher(
     root: Path, tmp_path: Path, teacher: str
@@ -111,6 +112,7 @@ def test_a_student_is_thin_stock_and_near_its_teacher(
     assert shares == sorted(shares, reverse=True) and len(set(shares)) > 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stop_at", [9, 18])
 @pytest.mark.parametrize("teacher", ["bert", "llama"])
 def test_property_09_resumed_across_an_event_is_undisturbed(

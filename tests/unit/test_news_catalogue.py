@@ -84,6 +84,7 @@ def test_the_same_model_knows_newer_news_and_clicks(root: Path, tmp_path: Path) 
     assert old.score([late])["score"].to_pylist() == old.score([asked[0]])["score"].to_pylist()
 
 
+@pytest.mark.slow
 def test_the_command_line_and_what_it_refuses(root: Path, tmp_path: Path) -> None:
     out = tmp_path / "new"
     given = ["catalogue", str(root / "run"), "--data", str(root / "later"), "--out", str(out)]
@@ -97,6 +98,7 @@ def test_the_command_line_and_what_it_refuses(root: Path, tmp_path: Path) -> Non
     assert not (tmp_path / "no").exists()
 
 
+@pytest.mark.slow
 def test_histories_stay_out_where_they_were_left_out(root: Path, tmp_path: Path) -> None:
     paper.train_run(root / "data", tmp_path / "run", "train.epochs=1", "with_histories=false")
     report = build_catalogue(tmp_path / "run", root / "later", tmp_path / "new")

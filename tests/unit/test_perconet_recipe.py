@@ -291,6 +291,7 @@ def test_the_entity_table_learns_after_its_frozen_steps() -> None:
     assert torch.equal(fixed.vectors.shipped.weight, torch.from_numpy(other.vectors))
 
 
+@pytest.mark.slow
 def test_training_draws_cards_contributions_and_faithfulness(data: Path, tmp_path: Path) -> None:
     paper.train_run(data, tmp_path / "run", "train.epochs=4")
     figures = read_figures(tmp_path / "run")

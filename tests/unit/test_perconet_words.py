@@ -96,6 +96,7 @@ def test_pretrained_vectors_and_bad_files(tmp_path: Path) -> None:
         pretrained_vectors(table, WordOptions(pretrained=str(tmp_path / "none.txt")))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("encoder", "fusion"), [
     ("mhsa", "attn"), ("cnn", "attn"), ("mhsa", "concat_text"), ("cnn", "title"),
 ])  # fmt: skip
@@ -148,6 +149,7 @@ def test_pretrained_words_begin_as_they_are(data: Prepared, tmp_path: Path) -> N
         run(bad, tmp_path / "bad", show_progress=False)
 
 
+@pytest.mark.slow
 def test_resumed_is_undisturbed(data: Prepared, tmp_path: Path) -> None:
     over = ["model.encoder=cnn", *WORDS, "train.epochs=2"]
     whole = paper.train_run(data.dataset.path, tmp_path / "whole", *over)
