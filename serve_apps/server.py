@@ -80,8 +80,8 @@ def running(config: ServeConfig) -> Iterator[str]:
             yield url
         finally:
             serve.delete(APP)
-            # With nobody else in it Serve would only hold the port, also against ourselves.
-            if not serve.status().applications:
+            # In a cluster that goes on, Serve with nobody in it would only hold the port.
+            if not own and not serve.status().applications:
                 serve.shutdown()
     finally:
         if own:
