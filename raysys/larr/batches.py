@@ -9,9 +9,9 @@ from torch import Tensor
 
 from raysys.errors import DataError
 from raysys.larr.log import Int64Array, Log
-from raysys.larr.packing import Packed, pack
 from raysys.larr.pairs import Kind, Pairs, place_text
-from raysys.larr.tokens import TextTokens
+from raysys.llm.packing import Packed, pack
+from raysys.llm.tokens import TextTokens
 
 
 @dataclass(frozen=True)

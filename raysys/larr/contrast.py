@@ -12,11 +12,11 @@ from raysys.larr.batches import ContrastBatch, PairBlock
 from raysys.larr.cached import encode_cached
 from raysys.larr.collapse import effective_rank, mean_cosine
 from raysys.larr.embedding import EmbeddingModel
-from raysys.larr.packing import Packed, last_hidden, pack
 from raysys.larr.pairs import KINDS, Kind
 from raysys.larr.recall import Retrieval, recalls
-from raysys.larr.tokens import TextTokens
 from raysys.layers.infonce import info_nce
+from raysys.llm.packing import Packed, last_hidden, pack
+from raysys.llm.tokens import TextTokens
 from raysys.training import World
 
 log = logging.getLogger(__name__)

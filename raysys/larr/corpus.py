@@ -1,15 +1,14 @@
-"""Stage 1's documents: the text of each place, what of it is to be predicted, in packed rows."""
+"""Stage 1's documents: the text of each place, and what of it is to be predicted."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
 from raysys.errors import DataError
 from raysys.larr.log import BoolArray, Log, Part
-from raysys.larr.packing import Packed, pack
 from raysys.larr.texts import SPECIAL_TOKENS
-from raysys.larr.tokens import TextTokens
+from raysys.llm.tokens import TextTokens
 
 
 @dataclass(frozen=True)
@@ -24,11 +23,6 @@ class Documents:
     ids: list[list[int]]
     told: list[list[bool]]
     word: list[list[bool]]
-
-    @property
-    def tokens(self) -> int:
-        """Tokens in all."""
-        return sum(map(len, self.ids))
 
     def weights(self, loss: str) -> list[list[float]]:
         """Weight of each token: full, all but the first, which nothing predicts; completion,
@@ -74,38 +68,3 @@ def documents(texts: Sequence[str], tokens: TextTokens, told: Sequence[str]) -> 
         told_rows.append(inside)
         words.append([t and token not in special for t, token in zip(inside, row, strict=True)])
     return Documents(ids, told_rows, words)
-
-
-@dataclass
-class CorpusLoader:
-    """Packed rows by position: each epoch holds every row once, in an order of its own.
-
-    rows_per_batch: rows of `width` tokens in one global batch.
-    """
-
-    docs: Documents
-    loss: str
-    width: int
-    rows_per_batch: int
-    pad: int
-    seed: int
-    steps_per_epoch: int = field(init=False)
-    rows: list[list[int]] = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.rows = pack([len(ids) for ids in self.docs.ids], self.width)
-        self.weights = self.docs.weights(self.loss)
-        self.steps_per_epoch = -(-len(self.rows) // self.rows_per_batch)
-
-    @property
-    def fill(self) -> float:
-        """Share of the rows' places that hold a token of a text."""
-        return self.docs.tokens / (len(self.rows) * self.width)
-
-    def batch(self, epoch: int, step: int, part: int, parts: int) -> Packed:
-        """See `raysys.training.Loader`; a part without rows is a batch that weighs nothing."""
-        order = np.random.default_rng([self.seed, epoch]).permutation(len(self.rows))
-        chosen = order[step * self.rows_per_batch : (step + 1) * self.rows_per_batch]
-        mine = chosen[len(chosen) * part // parts : len(chosen) * (part + 1) // parts]
-        rows = [self.rows[row] for row in mine]
-        return Packed.of(self.docs.ids, rows, self.pad, self.weights)

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from raysys.larr.packing import Packed, last_hidden
+from raysys.llm.packing import Packed, last_hidden
 
 _DENSE = ("2_Dense", "3_Dense")
 _ACTIVATIONS = ("torch.nn.modules.activation.GELU", "torch.nn.modules.linear.Identity")

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from raysys.larr.corpus import Documents
-from raysys.larr.packing import Packed, pack
+from raysys.llm.packing import Packed, pack, token_losses
 from raysys.training import World
 
 
@@ -65,17 +65,3 @@ class PretrainTask:
                 sums[0, 2 * column + 1] += float(weights[:, 1:].sum())
         total = world.gather(sums).sum(0)
         return total[:2], total[2:]
-
-
-def token_losses(model: nn.Module, batch: Packed) -> Tensor:
-    """−log p of each token but the first of each row [R, T − 1], in float32.
-
-    Where a text begins mid-row the value is that of a guess across texts: weigh it 0.
-    """
-    logits = model(
-        input_ids=batch.ids, position_ids=batch.positions, use_cache=False
-    ).logits.float()
-    flat = nn.functional.cross_entropy(
-        logits[:, :-1].flatten(0, 1), batch.ids[:, 1:].flatten(), reduction="none"
-    )
-    return flat.view(batch.ids.shape[0], -1)

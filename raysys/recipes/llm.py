@@ -1,6 +1,6 @@
-"""What the recipes that tune a language model have in common: texts, backbone, saving."""
+"""What the recipes that tune a language model have in common: options, backbone, saving."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
@@ -17,16 +17,12 @@ from pydantic import (
 from torch import nn
 
 from raysys.artifacts.language import save_language_run
-from raysys.data.dataset import Dataset
-from raysys.data.prepared import Prepared, prepare
+from raysys.data.manifest import DataCard
 from raysys.errors import ConfigError
-from raysys.larr.corpus import training_texts
-from raysys.larr.log import Log
-from raysys.larr.packing import attention_keeps_apart
-from raysys.larr.texts import SPECIAL_TOKENS, TextConfig
-from raysys.larr.tokens import TextTokens
 from raysys.llm.backbones import Backbone, BackboneSpec, open_backbone
 from raysys.llm.fresh import FreshModel, write_fresh_model
+from raysys.llm.packing import attention_keeps_apart
+from raysys.llm.tokens import TextTokens
 from raysys.llm.tuning import TuningConfig, load_for_tuning, save_tuned
 from raysys.training import (
     FitResult,
@@ -47,7 +43,6 @@ class LlmRecipe(BaseModel):
 
     backbone: a spec (`hub:`, `dir:`, `wheel:`), or the sizes of a model of our own that begins
     with random weights and a vocabulary of the corpus.
-    holdout: share of places that no stage trains on; give both stages the same, and the seed.
     max_tokens: T, tokens of one text with its end token; longer ones are cut.
     row_tokens: width of the rows that texts are packed into.
     """
@@ -57,9 +52,6 @@ class LlmRecipe(BaseModel):
     recipe: str
     data: str
     backbone: str | FreshModel = FreshModel()
-    text: TextConfig = TextConfig()
-    holdout: float = Field(default=0.1, ge=0, lt=1)
-    holdout_seed: int = Field(default=0, ge=0)
     max_tokens: int = Field(default=128, ge=8)
     row_tokens: int = Field(default=512, ge=8)
     tuning: TuningConfig = TuningConfig()
@@ -88,14 +80,18 @@ class LlmRecipe(BaseModel):
 
 @dataclass(frozen=True)
 class Base:
-    """The model to tune as it is before: a folder, opened when needed."""
+    """The model to tune as it is before: a folder, opened when needed.
+
+    tokens: special tokens of the recipe's texts, see `load_for_tuning`.
+    """
 
     backbone: Backbone
     kind: Literal["causal", "body"]
+    tokens: Mapping[str, str]
 
     def load(self) -> tuple["PreTrainedModel", Any, list[int]]:
         """See `load_for_tuning`."""
-        return load_for_tuning(self.backbone, self.kind, SPECIAL_TOKENS)
+        return load_for_tuning(self.backbone, self.kind, self.tokens)
 
     def describe(self) -> dict[str, Any]:
         """For config.json and the card."""
@@ -103,24 +99,12 @@ class Base:
         return {"spec": str(found.spec), "sha256": found.sha256, "licence": found.licence}
 
 
-def open_log(config: LlmRecipe) -> Log:
-    """The data set as the stages see it.
+def refuse_too_long(config: LlmRecipe) -> None:
+    """Compare max_tokens with the backbone's positions.
 
     Raises:
-        DataError: damaged, or nothing to learn from.
+        ConfigError: it has fewer.
     """
-    data: Prepared = prepare(Dataset(config.data))
-    return Log.of(data, config.text, config.holdout, config.holdout_seed)
-
-
-def ready(config: LlmRecipe) -> Prepared:
-    """Check data and options together.
-
-    Raises:
-        RaysysError: nothing can be learned from these data with these options.
-    """
-    log = open_log(config)
-    training_texts(log)
     backbone = config.backbone
     limit = (
         backbone.positions
@@ -129,28 +113,27 @@ def ready(config: LlmRecipe) -> Prepared:
     )
     if limit is not None and config.max_tokens > limit:
         raise ConfigError(f"max_tokens={config.max_tokens}, but the backbone has {limit} positions")
-    return log.data
 
 
 def open_base(
-    config: LlmRecipe, session: Session, log: Log, kind: Literal["causal", "body"]
+    config: LlmRecipe,
+    session: Session,
+    kind: Literal["causal", "body"],
+    tokens: Mapping[str, str],
+    texts: Callable[[], Sequence[str]],
 ) -> Base:
-    """The backbone; rank 0 writes a model of our own into RUN/base first."""
+    """The backbone; rank 0 writes a model of our own into RUN/base first.
+
+    tokens: see `Base`; texts: what the vocabulary of a model of our own is learned from.
+    """
     if isinstance(config.backbone, str):
-        return Base(open_backbone(config.backbone), kind)
+        return Base(open_backbone(config.backbone), kind, tokens)
     folder = session.run_dir / "base"
     world = World.current(config.train.device)
     if world.leads and not folder.is_dir():
-        texts = training_texts(log)
-        # Its vocabulary is learned from training days alone, too.
-        begin, end = log.train_spans
-        texts += [
-            log.user_text(user, int(begin[user]), int(end[user]), "user", training=True)
-            for user in range(min(len(begin), 1000))
-        ]
-        write_fresh_model(folder, config.backbone, texts)
+        write_fresh_model(folder, config.backbone, texts())
     world.share(None)  # Nobody opens it before it is there.
-    return Base(open_backbone(f"dir:{folder}"), kind)
+    return Base(open_backbone(f"dir:{folder}"), kind, tokens)
 
 
 def text_tokens(
@@ -184,10 +167,11 @@ def plainly(model: nn.Module, rebuild: Callable[[], nn.Module], config: LlmRecip
 def finish(
     config: LlmRecipe,
     session: Session,
-    log: Log,
+    data_card: DataCard,
     base: Base,
     result: FitResult,
     *,
+    told: str,
     model: str,
     body: nn.Module,
     tokenizer: Any,
@@ -197,7 +181,8 @@ def finish(
 ) -> dict[str, Any]:
     """Write the run folder on rank 0; gives the summary of the run.
 
-    body: what `tunable` gave, trained and whole. beside: writes more into the hf folder.
+    told: what the stage is, and what was held out, for the card. body: what `tunable` gave,
+    trained and whole. beside: writes more into the hf folder.
     """
     summary: dict[str, Any] = {
         "step": result.step,
@@ -218,7 +203,6 @@ def finish(
         if beside is not None:
             beside(scratch / "hf")
 
-    data_card = log.data.dataset.card
     summary["model_id"] = save_language_run(
         session.run_dir,
         write,
@@ -227,23 +211,19 @@ def finish(
         recipe_options=config.model_dump(mode="json", context={"identity": True}),
         backbone=base.describe(),
         data_card=data_card,
-        card_text=_card(config, log, base, summary),
+        card_text=_card(config, data_card, base, summary, told),
         metrics=metrics,
     )
     return summary
 
 
-def _card(config: LlmRecipe, log: Log, base: Base, summary: dict[str, Any]) -> str:
-    card = log.data.dataset.card
+def _card(config: LlmRecipe, card: DataCard, base: Base, summary: dict[str, Any], told: str) -> str:
     validation = ", ".join(f"{k} {v:.4f}" for k, v in summary["validation"].items()) or "none"
     return (
-        f"# {config.recipe} on {card.dataset}\n\n"
-        "Stage of LARR, a reconstruction (Wan et al., RecSys 2024); no published figures "
-        "compared.\n\n"
+        f"# {config.recipe} on {card.dataset}\n\n{told}\n\n"
         f"Backbone `{base.backbone.spec}` (licence {base.backbone.licence}), tuned "
         f"{config.tuning.method} for {summary['epochs']} epochs ({summary['step']} steps), seed "
-        f"{config.train.seed}. Held out: {config.holdout:g} of the places. Validation: "
-        f"{validation}.\n\n"
+        f"{config.train.seed}. Validation: {validation}.\n\n"
         f"Data card `{card.id}`. Licence of the data: {card.licence}.\n\n"
         "The model is in `hf`, a plain Hugging Face folder; name it `dir:RUN/hf`.\n"
     )

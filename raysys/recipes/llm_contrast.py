@@ -12,17 +12,18 @@ from raysys.larr.embedding import EmbeddingHead, EmbeddingModel
 from raysys.larr.log import Part
 from raysys.larr.pairs import Kind, PairConfig, PairSets
 from raysys.larr.recall import Retrieval, frozen_recalls, retrieval
-from raysys.larr.tokens import append_end_token
 from raysys.llm.backbones import BackboneSpec, open_backbone
+from raysys.llm.tokens import append_end_token
 from raysys.llm.tuning import tunable
-from raysys.recipes import llm
-from raysys.recipes.llm import LlmRecipe, Positive
+from raysys.recipes import larr_stages, llm
+from raysys.recipes.larr_stages import StageRecipe
+from raysys.recipes.llm import Positive
 from raysys.training import Session, TrainConfig, World, fit
 
 _BEGIN_TEXTS = 256
 
 
-class ContrastRecipe(LlmRecipe):
+class ContrastRecipe(StageRecipe):
     """`llm/contrast`.
 
     weights: λ of each kind of pairs. temperature: τ. width: d_e; hidden: of the head's MLP, left
@@ -63,7 +64,7 @@ class ContrastRecipe(LlmRecipe):
 
 
 def ready(config: ContrastRecipe) -> Prepared:
-    """See `raysys.recipes.llm.ready`; what is measured at the end can be opened."""
+    """See `raysys.recipes.larr_stages.ready`; what is measured at the end can be opened."""
     for name in config.baselines:
         if name != "untuned":
             limit = open_backbone(name).max_positions
@@ -72,14 +73,14 @@ def ready(config: ContrastRecipe) -> Prepared:
                     f"baselines: {name} has {limit} positions, max_tokens is {config.max_tokens}; "
                     "leave it out, or take fewer tokens"
                 )
-    return llm.ready(config)
+    return larr_stages.ready(config)
 
 
 def train(config: ContrastRecipe, session: Session) -> dict[str, Any]:
     """What every worker runs; rank 0 writes the run folder."""
     world = World.current(config.train.device)
-    log = llm.open_log(config)
-    base = llm.open_base(config, session, log, "body")
+    log = larr_stages.open_log(config)
+    base = larr_stages.open_base(config, session, log, "body")
     body, tokenizer, new = base.load()
     tokens = llm.text_tokens(config, base, body, tokenizer)
     sets = PairSets(log, config.pairs, config.train.seed)
@@ -129,9 +130,10 @@ def train(config: ContrastRecipe, session: Session) -> dict[str, Any]:
     return llm.finish(
         config,
         session,
-        log,
+        log.data.dataset.card,
         base,
         result,
+        told=config.told,
         model="raysys.larr.embedding:EmbeddingModel",
         body=whole.body,
         tokenizer=tokenizer,

@@ -4,15 +4,17 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from raysys.larr.corpus import CorpusLoader, documents, held_out, training_texts
+from raysys.larr.corpus import documents, held_out, training_texts
 from raysys.larr.pretrain import PretrainTask
+from raysys.llm.packing import PackedLoader
 from raysys.llm.tuning import tunable
-from raysys.recipes import llm
-from raysys.recipes.llm import LlmRecipe, Positive
+from raysys.recipes import larr_stages, llm
+from raysys.recipes.larr_stages import StageRecipe
+from raysys.recipes.llm import Positive
 from raysys.training import Session, TrainConfig, World, fit
 
 
-class PretrainRecipe(LlmRecipe):
+class PretrainRecipe(StageRecipe):
     """`llm/pretrain`.
 
     cpt_loss: full, every token is predicted; completion, only what follows name and location.
@@ -33,8 +35,8 @@ class PretrainRecipe(LlmRecipe):
 def train(config: PretrainRecipe, session: Session) -> dict[str, Any]:
     """What every worker runs; rank 0 writes the run folder."""
     world = World.current(config.train.device)
-    log = llm.open_log(config)
-    base = llm.open_base(config, session, log, "causal")
+    log = larr_stages.open_log(config)
+    base = larr_stages.open_base(config, session, log, "causal")
     model, tokenizer, new = base.load()
     tokens = llm.text_tokens(config, base, model, tokenizer)
     docs = documents(training_texts(log), tokens, config.text.told)
@@ -42,8 +44,13 @@ def train(config: PretrainRecipe, session: Session) -> dict[str, Any]:
         documents(held_out(log, part)[: config.held_limit], tokens, config.text.told)
         for part in ("valid", "test")
     )
-    loader = CorpusLoader(
-        docs, config.cpt_loss, config.row_tokens, config.batch_rows, tokens.pad, config.train.seed
+    loader = PackedLoader(
+        docs.ids,
+        docs.weights(config.cpt_loss),
+        config.row_tokens,
+        config.batch_rows,
+        tokens.pad,
+        config.train.seed,
     )
     per_pass = max(1, config.batch_rows // (world.size * config.train.accumulation))
     task = PretrainTask(
@@ -59,16 +66,17 @@ def train(config: PretrainRecipe, session: Session) -> dict[str, Any]:
         "validation": result.metrics,
         "held_out_places": len(judges.ids),
         "documents": len(docs.ids),
-        "tokens": docs.tokens,
+        "tokens": loader.tokens,
         "texts_cut": tokens.cut,
         "row_fill": round(loader.fill, 4),
     }
     return llm.finish(
         config,
         session,
-        log,
+        log.data.dataset.card,
         base,
         result,
+        told=config.told,
         model="transformers:AutoModelForCausalLM",
         body=whole,
         tokenizer=tokenizer,

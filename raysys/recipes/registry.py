@@ -25,7 +25,7 @@ from raysys.recipes import (
     homodistil,
     larr,
     larr_cofars,
-    llm,
+    larr_stages,
     llm_contrast,
     llm_pretrain,
     news,
@@ -112,7 +112,7 @@ _PROGRAMS: dict[str, Program] = {
     "ctr/larr-cofars": (larr_cofars.train, larr_cofars.ready),
     "news/kred": (news.train, news.ready),
     "news/perconet": (perconet.train, perconet.ready),
-    "llm/pretrain": (llm_pretrain.train, llm.ready),
+    "llm/pretrain": (llm_pretrain.train, larr_stages.ready),
     "llm/contrast": (llm_contrast.train, llm_contrast.ready),
     "llm/homodistil": (homodistil.train, homodistil.ready),
 }

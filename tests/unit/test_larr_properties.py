@@ -27,23 +27,23 @@ from raysys.errors import MetricError
 from raysys.larr.batches import PairLoader
 from raysys.larr.cached import encode_cached
 from raysys.larr.contrast import ContrastTask, Weights
-from raysys.larr.corpus import CorpusLoader, documents, held_out, training_texts
+from raysys.larr.corpus import documents, held_out, training_texts
 from raysys.larr.embedding import EmbeddingHead, EmbeddingModel
 from raysys.larr.encoder import SceneEncoder
 from raysys.larr.fit import scene_keys
 from raysys.larr.online import Sentence
-from raysys.larr.packing import Packed, pack
 from raysys.larr.pairs import KINDS, PairConfig, PairSets
 from raysys.larr.pretrain import PretrainTask
 from raysys.larr.recall import Retrieval, recalls, retrieval
 from raysys.larr.texts import SPECIAL_TOKENS
-from raysys.larr.tokens import TextTokens, append_end_token
 from raysys.layers.infonce import info_nce
 from raysys.llm.backbones import Backbone, open_backbone
 from raysys.llm.encoder import EncoderSpec, TextEncoder
 from raysys.llm.fresh import FreshModel, write_fresh_model
 from raysys.llm.keys import VectorIdentity
+from raysys.llm.packing import Packed, PackedLoader, pack
 from raysys.llm.parts import TableHeader
+from raysys.llm.tokens import TextTokens, append_end_token
 from raysys.llm.tuning import LoraOptions, TuningConfig, load_for_tuning, tunable
 from raysys.llm.vectors import VectorTable
 from raysys.llm.writer import TableWriter
@@ -88,7 +88,7 @@ def test_01_special_tokens_have_one_id_come_back_and_learn(made: Path, method: s
     log = open_city(made / "data")
     tokens = TextTokens(tokenizer, ROW)
     docs = documents(training_texts(log), tokens, log.config.told)
-    loader = CorpusLoader(docs, "full", ROW, 4, tokens.pad, seed=0)
+    loader = PackedLoader(docs.ids, docs.weights("full"), ROW, 4, tokens.pad, seed=0)
     options = TuningConfig(method=method, lora=LoraOptions(rank=4))
     tuned = tunable(model, new, options)
     task = PretrainTask(tuned, documents([], tokens, ()), ROW, tokens.pad, 4)
@@ -122,7 +122,7 @@ def test_01_completion_counts_the_told_tokens_and_no_others(made: Path) -> None:
         told += len(tokenizer(text[first:])["input_ids"]) + 1  # and the end token
         full += len(tokenizer(text)["input_ids"])  # and the end token, less the first token
     for loss, count in (("completion", told), ("full", full)):
-        loader = CorpusLoader(docs, loss, ROW, 3, tokens.pad, seed=1)
+        loader = PackedLoader(docs.ids, docs.weights(loss), ROW, 3, tokens.pad, seed=1)
         batches = [loader.batch(2, s, p, 2) for s in range(loader.steps_per_epoch) for p in (0, 1)]
         assert sum(float(b.weights[:, 1:].sum()) for b in batches if b.weights is not None) == count
 

@@ -15,11 +15,11 @@ from training_toy import toy_ray
 from raysys.artifacts.run import load_run, verify_run
 from raysys.errors import ArtifactError, ConfigError, DataError
 from raysys.larr.embedding import EmbeddingModel
-from raysys.larr.packing import Packed
 from raysys.larr.texts import SPECIAL_TOKENS
 from raysys.llm.encoder import EncoderSpec, TextEncoder
 from raysys.llm.engine import Resources, embed
 from raysys.llm.heads import Head
+from raysys.llm.packing import Packed
 from raysys.llm.special_tokens import special_token_ids
 from raysys.options import resolve
 from raysys.recipes.registry import recipe_of, run

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from transformers import BertConfig, BertModel, LlamaConfig, LlamaModel
 
 from raysys.errors import ConfigError
-from raysys.larr.packing import Packed, attention_keeps_apart, pack
+from raysys.llm.packing import Packed, attention_keeps_apart, pack
 
 
 @given(st.lists(st.integers(1, 20), max_size=60))

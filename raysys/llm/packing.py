@@ -6,12 +6,12 @@ attention masks keep them apart (`attention_keeps_apart` asks whether a model's 
 
 from bisect import bisect_left, insort
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from raysys.errors import ConfigError
 
@@ -74,12 +74,12 @@ class Packed:
         )
 
     @classmethod
-    def padded(cls, ids: Tensor, mask: Tensor) -> "Packed":
+    def padded(cls, ids: Tensor, mask: Tensor, weights: Tensor | None = None) -> "Packed":
         """Rows [N, T] of one text each, padded on either side; mask [N, T] 1 for real tokens."""
         positions = (mask.cumsum(1) - 1).clamp(min=0)
         places = torch.arange(mask.shape[1], device=mask.device)
         last = (mask * places).argmax(1) + torch.arange(len(ids), device=ids.device) * ids.shape[1]
-        return cls(ids, positions, last, mask=mask)
+        return cls(ids, positions, last, weights, mask)
 
 
 def pack(lengths: Sequence[int], width: int) -> list[list[int]]:
@@ -139,3 +139,59 @@ def last_hidden(body: Any, packed: Packed) -> Tensor:
         use_cache=False,
     ).last_hidden_state
     return hidden.flatten(0, 1)[packed.last]
+
+
+def token_losses(model: nn.Module, batch: Packed) -> Tensor:
+    """−log p of each token but the first of each row [R, T − 1], in float32.
+
+    Where a text begins mid-row the value is that of a guess across texts: weigh it 0.
+    """
+    logits = model(
+        input_ids=batch.ids,
+        position_ids=batch.positions,
+        attention_mask=batch.mask,
+        use_cache=False,
+    ).logits.float()
+    flat = nn.functional.cross_entropy(
+        logits[:, :-1].flatten(0, 1), batch.ids[:, 1:].flatten(), reduction="none"
+    )
+    return flat.view(batch.ids.shape[0], -1)
+
+
+@dataclass
+class PackedLoader:
+    """Packed rows by position: each epoch holds every row once, in an order of its own.
+
+    ids, weights: tokens of each text, and what each weighs as something to predict; width: tokens
+    of a row; rows_per_batch: of one global batch.
+    """
+
+    ids: Sequence[Sequence[int]]
+    weights: Sequence[Sequence[float]]
+    width: int
+    rows_per_batch: int
+    pad: int
+    seed: int
+    steps_per_epoch: int = field(init=False)
+    rows: list[list[int]] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.rows = pack([len(ids) for ids in self.ids], self.width)
+        self.steps_per_epoch = -(-len(self.rows) // self.rows_per_batch)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens in all."""
+        return sum(map(len, self.ids))
+
+    @property
+    def fill(self) -> float:
+        """Share of the rows' places that hold a token of a text."""
+        return self.tokens / (len(self.rows) * self.width)
+
+    def batch(self, epoch: int, step: int, part: int, parts: int) -> Packed:
+        """See `raysys.training.Loader`; a part without rows is a batch that weighs nothing."""
+        order = np.random.default_rng([self.seed, epoch]).permutation(len(self.rows))
+        chosen = order[step * self.rows_per_batch : (step + 1) * self.rows_per_batch]
+        mine = chosen[len(chosen) * part // parts : len(chosen) * (part + 1) // parts]
+        return Packed.of(self.ids, [self.rows[row] for row in mine], self.pad, self.weights)
