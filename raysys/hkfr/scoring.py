@@ -178,7 +178,7 @@ class ReadPrompts:
 
     def forget(self) -> None:
         """Leave the prompts alone in the cache."""
-        self.cache.crop(self.mask.shape[1])
+        self.cache.crop(self.mask.shape[1] - self.cache.get_seq_length())
 
 
 def _additive(mask: Tensor, dtype: torch.dtype) -> Tensor:

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from raysys.larr.corpus import Documents
-from raysys.llm.packing import Packed, pack, token_losses
+from raysys.llm.packing import Packed, pack, passes, token_losses
 from raysys.training import World
 
 
@@ -50,12 +50,8 @@ class PretrainTask:
         told = [[float(w) for w in row] for row in held.word]
         every = held.weights("full")
         sums = np.zeros((1, 4))
-        # Every worker makes as many passes, if need be over nothing: sharded models need that.
         packed = pack([len(ids) for ids in held.ids], self._width)
-        share = -(-len(packed) // world.size)
-        mine = packed[share * world.rank : share * (world.rank + 1)]
-        for begin in range(0, share, self._step):
-            rows = mine[begin : begin + self._step]
+        for rows in passes(packed, world.rank, world.size, self._step):
             batch = Packed.of(held.ids, rows, self._pad, told).to(world.device)
             whole = Packed.of(held.ids, rows, self._pad, every).to(world.device)
             losses = token_losses(self.model, batch)

@@ -5,7 +5,7 @@ attention masks keep them apart (`attention_keeps_apart` asks whether a model's 
 """
 
 from bisect import bisect_left, insort
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -104,6 +104,19 @@ def pack(lengths: Sequence[int], width: int) -> list[list[int]]:
         if left > length:
             insort(room, (left - length, row))
     return rows
+
+
+def passes(
+    rows: Sequence[list[int]], rank: int, size: int, at_once: int
+) -> Iterator[list[list[int]]]:
+    """The share of worker `rank` of `size` in `rows`, `at_once` in one forward pass.
+
+    Every worker makes as many, if need be over nothing: sharded models need that.
+    """
+    share = -(-len(rows) // size)
+    mine = rows[share * rank : share * (rank + 1)]
+    for begin in range(0, share, at_once):
+        yield list(mine[begin : begin + at_once])
 
 
 @torch.no_grad()

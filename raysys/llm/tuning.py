@@ -20,13 +20,17 @@ if TYPE_CHECKING:
 
 
 class LoraOptions(BaseModel):
-    """Low-rank adapters of every linear layer but the LM head; scaled by alpha / rank."""
+    """Low-rank adapters, scaled by alpha / rank.
+
+    targets: every linear layer but the LM head, or the projections of attention alone.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     rank: int = Field(default=16, ge=1)
     alpha: float = Field(default=32.0, gt=0)
     dropout: float = Field(default=0.0, ge=0, lt=1)
+    targets: Literal["linear", "attention"] = "linear"
 
 
 class TuningConfig(BaseModel):
@@ -79,7 +83,8 @@ def tunable(model: "PreTrainedModel", new: Sequence[int], config: TuningConfig) 
     A checkpoint of the wrapped model holds only what is trained; the rest is the backbone's.
 
     Raises:
-        ConfigError: LoRA with a rank beyond the model's width.
+        ConfigError: LoRA with a rank beyond the model's width; lora.targets=attention of a model
+            whose projections have other names than those of Llama.
     """
     if config.checkpoint_activations:
         model.gradient_checkpointing_enable({"use_reentrant": False})
@@ -101,8 +106,8 @@ def tunable(model: "PreTrainedModel", new: Sequence[int], config: TuningConfig) 
             r=config.lora.rank,
             lora_alpha=config.lora.alpha,
             lora_dropout=config.lora.dropout,
-            target_modules="all-linear",
-            trainable_token_indices=rows,
+            target_modules="all-linear" if config.lora.targets == "linear" else _attention(model),
+            trainable_token_indices=rows if new else None,
         ),
     )
     frozen = {
@@ -110,6 +115,17 @@ def tunable(model: "PreTrainedModel", new: Sequence[int], config: TuningConfig) 
     }
     _leave_out(wrapped, frozen)
     return cast(nn.Module, wrapped)
+
+
+def _attention(model: nn.Module) -> list[str]:
+    names = [name.rpartition(".")[2] for name, _ in model.named_modules()]
+    found = [name for name in ("q_proj", "k_proj", "v_proj", "o_proj") if name in names]
+    if not found:
+        raise ConfigError(
+            f"tuning.lora.targets=attention: {type(model).__name__} names no projection q_proj, "
+            "k_proj, v_proj or o_proj; use targets=linear"
+        )
+    return found
 
 
 def _token_tables(model: "PreTrainedModel") -> list[str]:

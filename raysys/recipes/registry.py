@@ -14,6 +14,7 @@ from raysys.ctr.finalmlp import FinalMLP, FinalMLPConfig
 from raysys.data.dataset import Dataset
 from raysys.data.prepared import Prepared
 from raysys.errors import ConfigError
+from raysys.hkfr.samples import Samples
 from raysys.larr.ranker import LarrDIN
 from raysys.news.kred import KRED
 from raysys.news.lstur import LSTUR
@@ -27,6 +28,7 @@ from raysys.recipes import (
     larr_cofars,
     larr_stages,
     llm_contrast,
+    llm_instruct,
     llm_pretrain,
     news,
     perconet,
@@ -38,6 +40,7 @@ from raysys.recipes.larr import LarrRecipe
 from raysys.recipes.larr_cofars import LarrCofarsDIN, LarrCofarsRecipe
 from raysys.recipes.llm import LlmRecipe
 from raysys.recipes.llm_contrast import ContrastRecipe
+from raysys.recipes.llm_instruct import InstructRecipe
 from raysys.recipes.llm_pretrain import PretrainRecipe
 from raysys.recipes.news import KREDRecipe, LSTURRecipe, NAMLRecipe, NRMSRecipe
 from raysys.recipes.perconet import PerconetRecipe
@@ -88,6 +91,7 @@ RECIPES: dict[str, type[RankerRecipe] | type[LlmRecipe] | type[HomoDistilRecipe]
     "news/perconet": PerconetRecipe,
     "llm/pretrain": PretrainRecipe,
     "llm/contrast": ContrastRecipe,
+    "llm/instruct": InstructRecipe,
     "llm/homodistil": HomoDistilRecipe,
 }
 MODELS: dict[str, type[Ranker]] = {
@@ -104,7 +108,8 @@ MODELS: dict[str, type[Ranker]] = {
     "news/perconet": Perconet,
 }
 # What every worker of a recipe runs, and its check of data and options together.
-Program = tuple[Callable[[Any, Session], dict[str, Any]], Callable[[Any], Prepared | Dataset]]
+Checked = Prepared | Dataset | Samples
+Program = tuple[Callable[[Any, Session], dict[str, Any]], Callable[[Any], Checked]]
 _RANKER: Program = (ranker.train, ranker.ready)
 _PROGRAMS: dict[str, Program] = {
     "ctr/cofars": (cofars.train, cofars.ready),
@@ -114,6 +119,7 @@ _PROGRAMS: dict[str, Program] = {
     "news/perconet": (perconet.train, perconet.ready),
     "llm/pretrain": (llm_pretrain.train, larr_stages.ready),
     "llm/contrast": (llm_contrast.train, llm_contrast.ready),
+    "llm/instruct": (llm_instruct.train, llm_instruct.ready),
     "llm/homodistil": (homodistil.train, homodistil.ready),
 }
 
@@ -131,7 +137,7 @@ def recipe_of(name: str) -> type[RankerRecipe] | type[LlmRecipe] | type[HomoDist
     return RECIPES[name]
 
 
-def ready(config: Recipe) -> Prepared | Dataset:
+def ready(config: Recipe) -> Checked:
     """Check data and options together; see `raysys.recipes.ranker.ready`."""
     return _PROGRAMS.get(config.recipe, _RANKER)[1](config)
 
@@ -153,13 +159,13 @@ def run(
         RaysysError: bad data or options; nothing is left behind if nothing had been learned.
     """
     data = ready(config)
-    dataset = data if isinstance(data, Dataset) else data.dataset
+    card = data.dataset.card if isinstance(data, Prepared) else data.card
     return launch(
         _PROGRAMS.get(config.recipe, _RANKER)[0],
         config,
         config.train,
         out,
-        data_card_id=dataset.manifest.data_card_id,
+        data_card_id=card.id,
         verify=verify_run,
         allow_code_change=allow_code_change,
         show_progress=show_progress,

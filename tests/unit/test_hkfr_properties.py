@@ -1,7 +1,9 @@
 """Property tests of HKFR, numbered as in its specification (§6)."""
 
 import math
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hkfr_language import (
@@ -15,9 +17,99 @@ from hkfr_language import (
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers import GPT2Config, GPT2LMHeadModel
 
+from raysys.errors import ConfigError
+from raysys.hkfr.prompts import Encoded, Prompts
+from raysys.hkfr.samples import Sample
 from raysys.hkfr.scoring import Decoding, Scorer, ranked, scores_by_cache
 from raysys.hkfr.trie import Trie, tries
+from raysys.hkfr.tuning import hits, weighted
+from raysys.llm.backbones import open_backbone
+from raysys.llm.fresh import FreshModel, write_fresh_model
+from raysys.llm.packing import Packed, pack
+from raysys.llm.tokens import TextTokens
+from raysys.llm.tuning import LoraOptions, TuningConfig, tunable
+
+# --- 5: labels ---------------------------------------------------------------------------------
+
+HEAD, FACTS = "Profile.", [f"{day} March: ordered green curry." for day in range(1, 9)]
+LESSONS = [
+    Sample("category", "\n".join([HEAD, *FACTS[: 2 + n]]), "Which category?", answer)
+    for n, answer in enumerate(["thai", "pizza with olives", "thai", "kebab"])
+]
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    folder = tmp_path_factory.mktemp("hkfr") / "model"
+    texts = [" ".join(lesson) for lesson in LESSONS]
+    write_fresh_model(folder, FreshModel(layers=1, width=8, heads=1, vocab=300), texts)
+    return open_backbone(f"dir:{folder}").tokenizer()
+
+
+def prompts_of(tokenizer: Any, longest: int) -> Prompts:
+    return Prompts(TextTokens(tokenizer, longest))
+
+
+def test_05_answer_and_end_count_and_nothing_else(tokenizer: Any) -> None:
+    encoded = Encoded.of(LESSONS, prompts_of(tokenizer, 400))
+    full = Encoded.of(LESSONS, prompts_of(tokenizer, 400), "full")
+    for lesson, ids, weights, all_ in zip(
+        LESSONS, encoded.ids, encoded.weights, full.weights, strict=True
+    ):
+        text = f"{lesson.knowledge}\n{lesson.instruction}\n{lesson.answer}{tokenizer.eos_token}"
+        assert tokenizer.decode(ids) == text
+        assert tokenizer.decode(ids[weights == 1]) == lesson.answer + tokenizer.eos_token
+        assert set(weights.tolist()) == {0, 1} and all_.tolist() == [0] + [1] * (len(ids) - 1)
+
+
+def test_05_the_loss_is_transformers_own_whatever_pads_on_either_side(tokenizer: Any) -> None:
+    model = tiny_model(vocabulary=len(tokenizer))
+    encoded = Encoded.of(LESSONS, prompts_of(tokenizer, 400))
+    rows = pack([len(ids) for ids in encoded.ids], 500)
+    assert len(rows) < len(LESSONS)
+    found, weight = weighted(model, Packed.of(encoded.ids, rows, PAD, encoded.weights))
+    wide = max(map(len, encoded.ids)) + 9
+    for side in ("left", "right"):
+        for width in (wide, wide + 20):
+            ids = torch.full((len(LESSONS), width), PAD)
+            labels, mask = torch.full_like(ids, -100), torch.zeros_like(ids)
+            for row, (text, asked) in enumerate(zip(encoded.ids, encoded.asked, strict=True)):
+                at = width - len(text) if side == "left" else 0
+                ids[row, at : at + len(text)] = torch.from_numpy(text)
+                mask[row, at : at + len(text)] = 1
+                labels[row, at + asked : at + len(text)] = torch.from_numpy(text[asked:])
+            padded = Packed.padded(ids, mask, (labels != -100).float())
+            ours, count = weighted(model, padded)
+            theirs = model(
+                input_ids=ids, attention_mask=mask, position_ids=padded.positions, labels=labels
+            ).loss
+            assert count == weight
+            torch.testing.assert_close(ours / count, theirs, rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(ours, found, rtol=1e-4, atol=1e-4)
+
+
+def test_05_what_is_too_long_loses_its_oldest_facts_only(tokenizer: Any) -> None:
+    whole = prompts_of(tokenizer, 400)
+    lesson = LESSONS[-1]
+    least = len(whole.prompt("", lesson.instruction)) + len(whole.name(lesson.answer)) + 1
+    total = len(whole.sample(lesson)[0])
+    assert whole.cut == 0
+    for longest in range(least, total + 1):
+        prompts = prompts_of(tokenizer, longest)
+        ids, asked = prompts.sample(lesson)
+        *knowledge, instruction, end = tokenizer.decode(ids[:asked]).split("\n")
+        assert (instruction, end) == (lesson.instruction, "") and len(ids) <= longest
+        assert tokenizer.decode(ids[asked:-1]) == lesson.answer and ids[-1] == prompts.tokens.end
+        told = lesson.knowledge.split("\n")
+        if knowledge:
+            kept = knowledge[1:]
+            assert knowledge[0] == HEAD and kept == told[len(told) - len(kept) :]
+        assert prompts.cut == (longest < total) == (len(knowledge) < len(told))
+    with pytest.raises(ConfigError, match=f"max_tokens={least - 1} is less"):
+        prompts_of(tokenizer, least - 1).sample(lesson)
+
 
 # --- 7: scoring --------------------------------------------------------------------------------
 
@@ -139,3 +231,67 @@ def test_08_the_prior_is_taken_off_in_part() -> None:
     found = scorer(prompts, names, Decoding(prior_correct=0.5), bare)
     wanted = scorer.score_all(prompts, names) - 0.5 * scorer.score_all(bare, names)
     torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-4)
+
+
+# --- 9: adapters -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("targets", ["linear", "attention"])
+def test_09_an_adapter_begins_as_its_base_leaves_it_alone_and_merges(targets: Any) -> None:
+    model, ids = tiny_model(), torch.tensor(random_texts(1, 9, 15))
+    base = {name: value.clone() for name, value in model.state_dict().items()}
+    plain = model(ids).logits
+    lora = LoraOptions(rank=2, alpha=4, targets=targets)
+    tuned = tunable(model, [], TuningConfig(method="lora", lora=lora)).eval()
+    assert torch.equal(tuned(ids).logits, plain)
+    optimizer = torch.optim.AdamW([p for p in tuned.parameters() if p.requires_grad], lr=0.1)
+    for _ in range(2):  # the first step moves one factor alone, the other being zero
+        optimizer.zero_grad()
+        tuned(ids, labels=ids).loss.backward()
+        optimizer.step()
+    trained = {name for name, p in tuned.named_parameters() if p.requires_grad}
+    assert all("lora_" in name for name in trained)
+    assert any("mlp" in name for name in trained) == (targets == "linear")
+    after = {n.replace(".base_layer", ""): p for n, p in tuned.named_parameters()}
+    for name, value in base.items():
+        assert torch.equal(after[f"base_model.model.{name}"], value)
+    apart = tuned(ids).logits
+    assert not torch.allclose(apart, plain, atol=1e-2)
+    merged = tuned.merge_and_unload()(ids).logits
+    torch.testing.assert_close(merged, apart, rtol=1e-4, atol=1e-3)
+
+
+def test_09_attention_alone_of_a_model_without_such_projections_is_refused() -> None:
+    lora = LoraOptions(targets="attention")
+    with pytest.raises(ConfigError, match="targets=attention"):
+        tunable(
+            GPT2LMHeadModel(GPT2Config(n_embd=16, n_layer=1, n_head=1, vocab_size=9)),
+            [],
+            TuningConfig(method="lora", lora=lora),
+        )
+
+
+# --- 11: metrics -------------------------------------------------------------------------------
+
+
+def test_11_hit_rate_and_ndcg_by_hand() -> None:
+    scores = torch.tensor([[3.0, 2, 1, 0, -1, -2], [3, 2, 1, 0, -1, -2], [1, 1, 0, 0, 0, 0]])
+    found = hits(scores, [1, 5, -1])
+    wanted = [
+        [1, 1, 1 / math.log2(3), 1 / math.log2(3)],
+        [0, 1, 0, 1 / math.log2(7)],
+        [0, 0, 0, 0],
+    ]
+    np.testing.assert_allclose(found, wanted)
+    tied = hits(torch.zeros(1, 20), [7])[0]
+    np.testing.assert_allclose(tied[:2], [5 / 20, 10 / 20])
+
+
+@given(st.integers(0, 2**32 - 1))
+@settings(max_examples=20, deadline=None)
+def test_11_what_ndcg_gains_from_5_to_10_lies_within_its_bounds(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    found = hits(torch.from_numpy(rng.random((50, 30))), rng.integers(0, 30, 50).tolist()).mean(0)
+    hr5, hr10, ndcg5, ndcg10 = found
+    low, high = (hr10 - hr5) / math.log2(11), (hr10 - hr5) / math.log2(7)
+    assert low - 1e-12 <= ndcg10 - ndcg5 <= high + 1e-12
