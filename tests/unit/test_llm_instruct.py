@@ -8,6 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from hkfr_language import planted_samples, seal, write_samples
+from training_toy import toy_ray
 
 from raysys.artifacts.run import verify_run
 from raysys.errors import DataError, RaysysError
@@ -159,3 +160,19 @@ def test_an_adapter_is_saved_apart_and_merges_to_the_same(tmp_path: Path) -> Non
     apart = PeftModel.from_pretrained(base, tmp_path / "apart" / "adapter")
     torch.testing.assert_close(apart(ids).logits, merged(ids).logits, rtol=1e-4, atol=1e-4)
     assert not torch.allclose(plain, merged(ids).logits, atol=1e-3)
+
+
+@pytest.mark.slow
+def test_two_ray_workers_learn_what_one_process_learns(tmp_path: Path) -> None:
+    data = write_samples(tmp_path / "s")
+    options = ["train.max_steps=3", "train.optimizer=sgd", "rank_limit=7"]
+    one = train(data, tmp_path / "here", *options)
+    with toy_ray():
+        for parallel in ("replicate", "fsdp"):
+            two = train(
+                data, tmp_path / parallel, *options, "train.workers=2", f"train.parallel={parallel}"
+            )
+            assert two["step"] == 3
+            for part in ("before", "after"):
+                assert two["metrics"][part] == pytest.approx(one["metrics"][part], rel=1e-3)
+            verify_run(tmp_path / parallel)
