@@ -25,6 +25,7 @@ BENCHES = {
     "ctr-train": "bench.ctr_train",
     "embed": "bench.embed",
     "gap": "bench.gap",
+    "hkfr-cost": "bench.hkfr_cost",
     "larr-fair": "bench.larr_fair",
     "longctr": "bench.longctr",
     "metrics": "bench.metrics",
