@@ -133,8 +133,7 @@ class EqualTask:
         """These impressions, in their order."""
         for begin in range(0, len(chosen), _VALID_IMPRESSIONS):
             some = chosen[begin : begin + _VALID_IMPRESSIONS]
-            rows = self.data.impressions
-            yield self.collator(pointers_of(rows, some, self.data.codec, labels=False))
+            yield self.collator(pointers_of(self.data, some, labels=False))
 
     def _scores(self, batch: Batch) -> npt.NDArray[np.float32]:
         p_click = self.model(batch).p_click

@@ -77,7 +77,7 @@ def _measured(data: Prepared, run: Path, seed: int, users: int) -> _Measured:
     collate = model.collator(scorer.predictor.histories, scorer.predictor.codec)
     for begin in range(0, len(scorer.impressions), _AT_ONCE):
         chosen = scorer.impressions[begin : begin + _AT_ONCE]
-        found = deletion(model, collate(pointers_of(log, chosen, data.codec)), seed=seed)
+        found = deletion(model, collate(pointers_of(data, chosen)), seed=seed)
         user = log.user[chosen[found.request]]
         total += sums_by_user(user, len(names), found.effect, np.ones(len(user)))
         skipped += found.skipped

@@ -104,12 +104,18 @@ def export_run(run: Path | str, out: Path) -> Exported:
     anything appears under its name.
 
     Raises:
-        ArtifactError: a damaged run, a name that does not end in .pt2, or scores that differ.
+        ArtifactError: a damaged run, one that reads dated features, a name that does not end in
+            .pt2, or scores that differ.
         StorageFullError: the disk is full; nothing is kept.
     """
     if out.suffix != ".pt2":
         raise ArtifactError(f"{out}: the name of an exported program ends in .pt2")
     loaded = load_run(run)
+    if loaded.features.tables:
+        raise ArtifactError(
+            f"{run}: reads dated features of users, which a program cannot look up; "
+            "score with raysys, or train without features.tables"
+        )
     loaded.model.freeze()
     # torch.export.save ends the process on a full disk; a write of ours raises instead.
     archive = io.BytesIO()

@@ -5,6 +5,7 @@ Which events these are is the business of a retriever (`raysys.ctr.retrievers`).
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Annotated, Any, NamedTuple, Self
 
 import torch
@@ -18,11 +19,18 @@ from raysys.ctr.retrievers.config import RetrieverConfig
 from raysys.data.batch import Batch, Collator, Selector
 from raysys.data.catalogue import Catalogue
 from raysys.data.contexts import ContextCodec
+from raysys.data.dated import DatedField
+from raysys.data.feature_table import DatedFeature, read_features
 from raysys.data.features import FeatureSpace
 from raysys.data.histories import Histories
+from raysys.errors import ArtifactError
 from raysys.layers.attention import TargetAttention
+from raysys.layers.dated import DatedInputs
 from raysys.layers.losses import pointwise_bce
 from raysys.layers.mlp import MLP, Activation
+
+# Under RUN/indexes: a dated table that is newer than the one in the snapshot.
+FEATURES = "features"
 
 
 class DINConfig(CTRConfig):
@@ -56,6 +64,7 @@ class DIN(CTRRanker):
             vectors; called last, so that all other weights begin alike whatever it makes.
         selector: makes what chooses the window of each request.
         blocks: how many blocks as wide as an item a subclass adds to the input of the towers.
+        tables: dated features of the user that the towers see, as part of the request.
     """
 
     Config = DINConfig
@@ -83,6 +92,7 @@ class DIN(CTRRanker):
         retriever: Callable[[Widths], Retriever | None] | None = None,
         selector: Callable[[], Selector] | None = None,
         blocks: int = 0,
+        tables: Sequence[DatedField] = (),
     ) -> None:
         super().__init__(
             item_cardinalities,
@@ -102,6 +112,12 @@ class DIN(CTRRanker):
             act=attention_activation,
             softmax=attention_softmax,
         )
+        self.tables = tuple(tables)
+        self.dated: DatedInputs | None = None
+        self.known: tuple[DatedFeature, ...] = ()
+        if tables:
+            self.dated = DatedInputs([t.mean for t in tables], [t.deviation for t in tables])
+            self.request_width += self.dated.width
         self.match = match
         width = self.items.width * (1 + match + blocks) + self.event_width + self.request_width
 
@@ -143,18 +159,55 @@ class DIN(CTRRanker):
         if config.retriever is not None:
             options["history_length"] = config.retriever.gathered
         options["retriever"] = partial(retriever_of, config.retriever, features)
-        return {**options, "selector": selector_of(config.retriever, features)}
+        selector = selector_of(config.retriever, features)
+        return {**options, "selector": selector, "tables": features.tables}
 
     def collator(self, histories: Histories, codec: ContextCodec) -> Collator:
         """See `Ranker`: with the events that the selector chooses."""
         selector = None if self.selector is None else self.selector()
-        return Collator(histories, codec, self.history_length, selector)
+        return Collator(histories, codec, self.history_length, selector, self.known)
 
     def bind(self, catalogue: Catalogue) -> None:
         """See `Ranker`."""
         super().bind(catalogue)
         if self.retriever is not None:
             self.retriever.bind(self.items.codes)
+
+    def look_up(self, features: Sequence[DatedFeature]) -> None:
+        """Where the dated features of users are found from now on.
+
+        Raises:
+            ArtifactError: another width than that of training.
+        """
+        for feature, table in zip(features, self.tables, strict=True):
+            if feature.width != len(table.mean):
+                raise ArtifactError(
+                    f"feature {feature.name}: {feature.width} numbers, the model was trained on "
+                    f"{len(table.mean)}; build the table with the model of that time"
+                )
+        self.known = tuple(features)
+
+    def save_snapshot(self, folder: Path) -> None:
+        """See `Ranker`: the dated features."""
+        for feature in self.known:
+            feature.save(folder / FEATURES)
+
+    def open_snapshot(self, folder: Path) -> None:
+        """See `Ranker`."""
+        self.look_up([DatedFeature.load(folder / FEATURES, table.name) for table in self.tables])
+
+    def open_indexes(self, folder: Path) -> None:
+        """See `Ranker`: a newer dated table, as the nightly job leaves it."""
+        if self.tables and (folder / FEATURES).is_dir():
+            self.look_up(read_features(folder / FEATURES, [table.name for table in self.tables]))
+
+    def request_vectors(self, batch: Batch) -> Tensor:
+        """With the dated features of the user [B, F·d + 1 + W + T]."""
+        plain = super().request_vectors(batch)
+        if self.dated is None:
+            return plain
+        assert batch.dated is not None
+        return torch.cat([plain, self.dated(batch.dated)], -1)
 
     def logits(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
         """Logits [B, C] of click and order."""

@@ -1,6 +1,6 @@
 """The one `Batch` type: B requests with their candidates and events of their history."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from functools import lru_cache
 from typing import Any, Protocol
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from raysys.data.contexts import ContextCodec
+from raysys.data.feature_table import DatedFeature
 from raysys.data.histories import Histories
 
 
@@ -27,7 +28,9 @@ class Batch:
     owner [B] int64: where in the histories those of the user begin, the same for all requests of
     a user; None where nobody asks;
     hidden [B, H] int64: rows, in the model's own table of entities, of those that must not count
-    for the request, 0 padding; None where nobody hides any.
+    for the request, 0 padding; None where nobody hides any;
+    dated [B, W] float32: what dated tables say of the user, NaN where they say nothing; None for a
+    model that reads none.
     """
 
     context: Tensor
@@ -43,6 +46,7 @@ class Batch:
     orders: Tensor | None = None
     owner: Tensor | None = None
     hidden: Tensor | None = None
+    dated: Tensor | None = None
 
     def __len__(self) -> int:
         """B."""
@@ -70,7 +74,8 @@ class Pointers:
 
     start, end, ts [B] int64; context [B, F] int codes of `codec`; candidates [B, C] item rows,
     0 where padded; clicks, orders [B, C] or None; draw [B] int64, a random number of each request
-    in this epoch of training, None elsewhere.
+    in this epoch of training, None elsewhere; users: ids [B]; days [B] int64, of local time since
+    1970, see `local_day`; only dated features need those two.
     """
 
     start: npt.NDArray[np.int64]
@@ -82,6 +87,8 @@ class Pointers:
     clicks: npt.NDArray[np.float32] | None = None
     orders: npt.NDArray[np.float32] | None = None
     draw: npt.NDArray[np.int64] | None = None
+    users: Sequence[str] | None = None
+    days: npt.NDArray[np.int64] | None = None
 
 
 class Selector(Protocol):
@@ -103,6 +110,7 @@ class Collator:
         codec: the model's context features.
         length: L, the longest window to gather; 0 gathers none.
         selector: chooses the events instead; without it they are the newest `length`.
+        dated: features of users, looked up by the day of the request.
     """
 
     def __init__(
@@ -111,18 +119,20 @@ class Collator:
         codec: ContextCodec,
         length: int,
         selector: Selector | None = None,
+        dated: Sequence[DatedFeature] = (),
     ) -> None:
         self.histories = histories
         self.codec = codec
         self.length = length
         self.selector = selector
+        self.dated = dated
         self._past = codec.translator(histories.codec)
         # Requests come from one or two codecs for the life of a collator.
         self._present = lru_cache(maxsize=4)(codec.translator)
 
     def over(self, codec: ContextCodec) -> "Collator":
         """The same histories and events with other vocabularies."""
-        return Collator(self.histories, codec, self.length, self.selector)
+        return Collator(self.histories, codec, self.length, self.selector, self.dated)
 
     def rows(self, pointers: Pointers) -> npt.NDArray[np.int64]:
         """Event rows [B, L] behind the history of the batch, −1 where padded."""
@@ -151,7 +161,14 @@ class Collator:
             clicks=None if clicks is None else tensor(clicks),
             orders=None if orders is None else tensor(orders),
             owner=tensor(pointers.start),
+            dated=tensor(self._known(pointers)) if self.dated else None,
         )
+
+    def _known(self, pointers: Pointers) -> npt.NDArray[np.float32]:
+        users, days = pointers.users, pointers.days
+        assert users is not None
+        assert days is not None
+        return np.concatenate([feature.at(users, days) for feature in self.dated], 1)
 
 
 def pad_rows(

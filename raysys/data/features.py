@@ -17,6 +17,8 @@ import pyarrow.compute as pc
 from pydantic import BaseModel, ConfigDict, Field
 
 from raysys.data.contexts import FIRST, MISSING, OOV, ContextCodec, ContextFeature
+from raysys.data.dated import DatedField, fit_dated
+from raysys.data.feature_table import DatedFeature
 from raysys.data.manifest import canonical_json
 from raysys.data.prepared import Prepared
 from raysys.errors import ConfigError
@@ -106,11 +108,13 @@ class FeatureConfig(_Frozen):
 
     `items`: "auto" takes every field the items table fills. `contexts`: names, or "auto" for
     all declared. `vectors`: fields of frozen text vectors bound to items, e.g. ("title",).
+    `tables`: features of users in a dated table, e.g. ("hkfr.category",).
     """
 
     items: Literal["auto"] | tuple[ItemField, ...] = "auto"
     contexts: Literal["auto"] | tuple[str, ...] = "auto"
     vectors: tuple[str, ...] = ()
+    tables: tuple[Annotated[str, Field(pattern=r"^\w[\w.-]*$")], ...] = ()
     min_count: int = Field(1, ge=1)
     price_buckets: int = Field(10, ge=2)
 
@@ -121,6 +125,7 @@ class FeatureSpace(_Frozen):
     items: tuple[ItemField, ...]
     contexts: ContextCodec
     vectors: dict[str, int] = Field(default_factory=dict)  # field -> width
+    tables: tuple[DatedField, ...] = ()
 
     @property
     def item_cardinalities(self) -> tuple[int, ...]:
@@ -203,12 +208,16 @@ def training_ends(data: Prepared) -> npt.NDArray[np.int64]:
 
 
 def fit_features(
-    data: Prepared, config: FeatureConfig, vector_widths: dict[str, int] | None = None
+    data: Prepared,
+    config: FeatureConfig,
+    vector_widths: dict[str, int] | None = None,
+    dated: Sequence[DatedFeature] = (),
 ) -> FeatureSpace:
     """Fit vocabularies and buckets on the training split.
 
     Raises:
-        ConfigError: an unknown context name, or a vector field that has no vectors.
+        ConfigError: an unknown context name, a vector field that has no vectors, or a dated
+            feature that no training request finds.
     """
     items = data.dataset.table("items")
     counts = training_item_counts(data)[FIRST:]
@@ -222,6 +231,7 @@ def fit_features(
         items=fitted,
         contexts=fit_contexts(data, config.contexts),
         vectors={name: widths[name] for name in config.vectors},
+        tables=tuple(fit_dated(feature, data) for feature in dated),
     )
 
 

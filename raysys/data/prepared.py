@@ -19,6 +19,7 @@ import pyarrow.compute as pc
 from raysys.data.columns import ColumnFolder, GrowingColumn
 from raysys.data.contexts import FIRST, OOV, ContextCodec, ContextFeature
 from raysys.data.dataset import Dataset
+from raysys.data.feature_table import local_day
 from raysys.data.histories import UNKNOWN_TS, Histories
 from raysys.data.refusals import (
     among,
@@ -68,6 +69,10 @@ class Impressions:
         begin = np.repeat(self.offsets[impressions] - (np.cumsum(counts) - counts), counts)
         return begin + np.arange(counts.sum())
 
+    def days(self, impressions: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Local days [N] of the given impressions; see `local_day`."""
+        return local_day(self.ts[impressions], self.tz[impressions])
+
 
 @dataclass(frozen=True)
 class Prepared:
@@ -82,6 +87,12 @@ class Prepared:
     def codec(self) -> ContextCodec:
         """The codec of all context values that occur in the data set."""
         return self.histories.codec
+
+    def users_of(self, impressions: npt.NDArray[np.int64]) -> list[str]:
+        """Ids [N] of the users of the given impressions."""
+        rows = pa.array(self.impressions.user[impressions])
+        names: list[str] = self.histories.users.take(rows).to_pylist()
+        return names
 
 
 def cache_root() -> Path:

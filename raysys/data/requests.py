@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from raysys.data.batch import Pointers, pad_rows
 from raysys.data.catalogue import Catalogue
 from raysys.data.contexts import ContextCodec
+from raysys.data.feature_table import local_day
 from raysys.data.histories import UNKNOWN_TS, Histories
 from raysys.data.schema import BEHAVIOURS
 from raysys.data.split import iso
@@ -138,7 +139,7 @@ class Requests:
     ids [N]; users [N]; ts [N] µs (UNKNOWN_TS where null); history_end [N], −1 where not given;
     context [N, F] codes of the model's codec; candidates [R] ids, concatenated; counts [N];
     inline: request index -> the history sent with it. since [N] µs, UNKNOWN_TS where all may be
-    seen; hidden: request index -> entities that must not count.
+    seen; hidden: request index -> entities that must not count; tz [N] minutes of local time.
     """
 
     ids: list[str]
@@ -151,6 +152,7 @@ class Requests:
     inline: dict[int, tuple[HistoryEvent, ...]]
     since: npt.NDArray[np.int64]
     hidden: dict[int, tuple[str, ...]]
+    tz: npt.NDArray[np.int64]
 
     def __len__(self) -> int:
         """N."""
@@ -178,6 +180,7 @@ class Requests:
                 [UNKNOWN_TS if r.since is None else r.since for r in requests], np.int64
             ),
             hidden={i: r.hidden for i, r in enumerate(requests) if r.hidden},
+            tz=np.array([r.tz_offset_min for r in requests], np.int64),
         )
 
     @classmethod
@@ -185,7 +188,7 @@ class Requests:
         """From a table with the columns of `impressions` that a request needs.
 
         Columns: request_id (or impression_id), user_id, candidates, and optionally ts,
-        history_end, context, since, hidden.
+        tz_offset_min, history_end, context, since, hidden.
 
         Raises:
             DataError: a needed column is missing or a candidate list is empty.
@@ -226,6 +229,7 @@ class Requests:
             }
             if "hidden" in names
             else {},
+            tz=numbers("tz_offset_min", 0),
         )
 
     def take(self, chosen: npt.NDArray[np.int64]) -> "Requests":
@@ -243,6 +247,7 @@ class Requests:
             inline=_taken(self.inline, chosen),
             since=self.since[chosen],
             hidden=_taken(self.hidden, chosen),
+            tz=self.tz[chosen],
         )
 
     def stored(self) -> npt.NDArray[np.int64]:
@@ -262,6 +267,7 @@ class Requests:
         cut = start + np.minimum(self.history_end, limit - start)
         cut = np.where(self.history_end >= 0, cut, limit)
         rows = catalogue.rows(self.candidates)
+        people = histories.owners
         end = np.where(self.ts == UNKNOWN_TS, cut, timed)
         if (self.since != UNKNOWN_TS).any():
             start = np.minimum(end, np.maximum(start, histories.end_before(user, self.since)))
@@ -272,6 +278,8 @@ class Requests:
             context=self.context,
             codec=codec,
             candidates=pad_rows(rows, self.counts),
+            users=self.users if people is None else people.take(pa.array(user)).to_pylist(),
+            days=local_day(self.ts, self.tz),
         )
 
     def inline_histories(self, catalogue: Catalogue, codec: ContextCodec) -> Histories:

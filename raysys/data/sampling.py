@@ -12,17 +12,15 @@ import numpy as np
 import numpy.typing as npt
 
 from raysys.data.batch import Pointers, pad_rows
-from raysys.data.contexts import ContextCodec
-from raysys.data.prepared import Impressions, Prepared
+from raysys.data.prepared import Prepared
 from raysys.errors import DataError
 
 Batch = TypeVar("Batch")
 
 
-def pointers_of(
-    rows: Impressions, chosen: npt.NDArray[np.int64], codec: ContextCodec, *, labels: bool = True
-) -> Pointers:
+def pointers_of(data: Prepared, chosen: npt.NDArray[np.int64], *, labels: bool = True) -> Pointers:
     """Pointers of whole impressions with all their candidates, padded to the longest list."""
+    rows = data.impressions
     counts = rows.offsets[chosen + 1] - rows.offsets[chosen]
     flat = rows.rows(chosen)
     return Pointers(
@@ -30,10 +28,12 @@ def pointers_of(
         end=rows.end[chosen],
         ts=rows.ts[chosen],
         context=rows.context[chosen],
-        codec=codec,
+        codec=data.codec,
         candidates=pad_rows(rows.item[flat].astype(np.int64), counts),
         clicks=pad_rows(rows.click[flat].astype(np.float32), counts) if labels else None,
         orders=pad_rows(rows.order[flat].astype(np.float32), counts) if labels else None,
+        users=data.users_of(chosen),
+        days=rows.days(chosen),
     )
 
 
@@ -123,7 +123,7 @@ class ImpressionLoader(Generic[Batch]):
             pointers = self._sampled(picked, epoch, step, slice(part, None, parts))
         else:
             mine = self._unit[picked[part::parts]]
-            pointers = pointers_of(self.data.impressions, mine, self.data.codec)
+            pointers = pointers_of(self.data, mine)
         return self.collator(replace(pointers, draw=draw))
 
     def _generator(self, purpose: int, epoch: int, step: int) -> np.random.Generator:
@@ -160,4 +160,6 @@ class ImpressionLoader(Generic[Batch]):
             candidates=candidates.astype(np.int64),
             clicks=clicks,
             orders=np.zeros(candidates.shape, np.float32),
+            users=self.data.users_of(owner),
+            days=rows.days(owner),
         )

@@ -51,7 +51,7 @@ def pictures(predictor: Predictor, data: Prepared, *, readers: bool = True) -> d
 
 def _batch(predictor: Predictor, data: Prepared, chosen: Ints) -> Batch:
     collate = predictor.model.collator(data.histories, predictor.codec)
-    return collate(pointers_of(data.impressions, chosen, data.codec))
+    return collate(pointers_of(data, chosen))
 
 
 def _cards(predictor: Predictor, data: Prepared, readers: Ints) -> Figure:

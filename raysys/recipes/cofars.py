@@ -301,7 +301,7 @@ def _calibrate(
     rows = data.impressions.of("train")
     generator = np.random.default_rng(config.train.seed)
     chosen = generator.choice(rows, min(len(rows), config.selector.calibrate_on), replace=False)
-    batch = collator(pointers_of(data.impressions, np.sort(chosen), data.codec))
+    batch = collator(pointers_of(data, np.sort(chosen)))
     gates = config.cofars.gates
     device = selector.encoder.prototypes.device
     selector.calibrate(batch.requests.to(device), gates.percentile, gates.choice_percentile)

@@ -26,16 +26,18 @@ from torch import Tensor
 
 from raysys.artifacts.ranker import Ranker
 from raysys.artifacts.run import save_run
-from raysys.ctr.din import DINConfig
+from raysys.ctr.din import DIN, DINConfig
 from raysys.ctr.ranker import CTRConfig
 from raysys.ctr.retrievers.fit import fit_retriever
 from raysys.data.batch import Batch, Collator, Pointers
 from raysys.data.catalogue import Catalogue
 from raysys.data.dataset import Dataset
+from raysys.data.feature_table import DatedFeature, dated_folders, read_features
 from raysys.data.features import FeatureConfig, FeatureSpace, fit_contexts, fit_features
 from raysys.data.prepared import Prepared, cache_root, prepare
 from raysys.data.sampling import ImpressionLoader, pointers_of
 from raysys.errors import ConfigError
+from raysys.llm.checksums import cached_sha256
 from raysys.llm.embed import embed_items
 from raysys.llm.encoder import EncoderSpec
 from raysys.llm.parts import FORMAT
@@ -58,6 +60,7 @@ class RankerRecipe(BaseModel):
 
     batch_size: impressions (candidates=all) or clicks (candidates=sampled) in one global batch.
     train_limit, valid_limit: at most so many impressions, the newest.
+    feature_table: folder of the dated features that `features.tables` names; the run keeps a copy.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -65,6 +68,7 @@ class RankerRecipe(BaseModel):
     recipe: str
     data: str
     vector_table: str | None = None  # default: one of data set and encoder in the cache folder
+    feature_table: str | None = None
     encoder: EncoderSpec = EncoderSpec()
     features: FeatureConfig = FeatureConfig()
     model: BaseModel
@@ -83,7 +87,9 @@ class RankerRecipe(BaseModel):
         fields: dict[str, Any] = handler(self)
         if info.context and info.context.get("identity"):
             # Where files lie does not change what is learned; the data card names the data.
-            return {k: v for k, v in fields.items() if k not in ("data", "vector_table")}
+            fields = {k: v for k, v in fields.items() if k not in ("data", "vector_table")}
+            if self.feature_table is not None:
+                fields["feature_table"] = table_sha256(self.feature_table)
         return fields
 
 
@@ -125,7 +131,7 @@ class GroupedTask(ABC):
         out = [np.zeros(0)]
         for begin in range(0, len(impressions), 256):
             chosen = impressions[begin : begin + 256]
-            pointers = pointers_of(self._data.impressions, chosen, self._data.codec, labels=False)
+            pointers = pointers_of(self._data, chosen, labels=False)
             batch = self._collator(pointers).to(device)
             out.append(self.score(batch)[batch.candidate_mask].double().cpu().numpy())
         return np.concatenate(out)
@@ -198,6 +204,7 @@ def ready(config: RankerRecipe) -> Prepared:
     data = prepare(dataset)
     loader(config, data, Collator(data.histories, data.codec, 1))  # refuses constant labels
     _settled(config, data)
+    dated_features(config)
     if config.features.vectors:
         embed_items(dataset, table_path(config, dataset), config.encoder, config.features.vectors)
     return data
@@ -210,12 +217,15 @@ def train(config: RankerRecipe, session: Session, build: Build | None = None) ->
     items = data.dataset.table("items")
     vectors, specs = encoded(config, data)
     widths = {name: values.shape[1] for name, values in vectors.items()}
-    features = fit_features(data, config.features, widths)
+    dated = dated_features(config)
+    features = fit_features(data, config.features, widths, dated)
     catalogue = Catalogue.build(items, features, vectors)
     settled = _settled(config, data)
     built = (build or fresh)(config, settled, data, features, catalogue, session)
     model, features = built.model, built.features
     model.bind(catalogue)
+    if isinstance(model, DIN):
+        model.look_up(dated)
     collator = model.collator(data.histories, features.contexts)
     task = built.task(model, data, collator, config.valid_limit)
     result = fit(task, task.loader(loader(config, data, collator)), config.train, session)
@@ -298,6 +308,33 @@ def loader(config: RankerRecipe, data: Prepared, collator: Collator) -> Impressi
         negatives=config.negatives,
         limit=config.train_limit,
     )
+
+
+def dated_features(config: RankerRecipe) -> tuple[DatedFeature, ...]:
+    """The dated features that the recipe names.
+
+    Raises:
+        ConfigError: they have no table, a table has none of them, or the recipe takes none.
+        DataError: a damaged table.
+    """
+    names = config.features.tables
+    if names and config.recipe != "ctr/din":
+        raise ConfigError(f"features.tables: {config.recipe} takes none; choose ctr/din")
+    if bool(names) != (config.feature_table is not None):
+        missing, given = (
+            ("feature_table", "features.tables") if names else ("features.tables", "feature_table")
+        )
+        raise ConfigError(f"{given} needs {missing}: the folder, and what of it is to be read")
+    return () if config.feature_table is None else read_features(config.feature_table, names)
+
+
+def table_sha256(table: str) -> str:
+    """What a dated table holds, wherever it lies."""
+    digest = hashlib.sha256()
+    for folder in dated_folders(table).values():
+        for file in sorted(folder.glob("*.parquet")):
+            digest.update(f"{folder.name}/{file.name} {cached_sha256(file)}\n".encode())
+    return digest.hexdigest()
 
 
 def calls_per_epoch(config: RankerRecipe, data: Prepared) -> int:

@@ -17,6 +17,7 @@ from raysys.errors import DataError
 
 _OPTIONAL = {
     "ts": pa.int64(),
+    "tz_offset_min": pa.int16(),
     "history_end": pa.int64(),
     "context": None,
     "since": pa.int64(),

@@ -19,7 +19,9 @@ from raysys.metrics import ScoredRows
 from raysys.metrics.blocks import Floats, Ints
 
 _REQUESTS_AT_ONCE = 2_000
-_COLUMNS = ["impression_id", "user_id", "ts", "history_end", "context", "candidates"]
+_COLUMNS = [
+    "impression_id", "user_id", "ts", "tz_offset_min", "history_end", "context", "candidates",
+]  # fmt: skip
 
 Advance = Callable[[int], None]  # called with the number of impressions just scored
 

@@ -172,7 +172,7 @@ def test_a_shuffled_persona_is_another_users(data: Path, clicks: int) -> None:
     log = prepared.impressions
     train = log.of("train")
     collate = Collator(prepared.histories, prepared.codec, 50)
-    batch = collate(pointers_of(log, train, prepared.codec))
+    batch = collate(pointers_of(prepared, train))
     some = batch.history_mask.any(1)
     others, real = made._others(batch.history_items, batch.history_mask, batch.owner)
     assert torch.equal(real.any(1), some)

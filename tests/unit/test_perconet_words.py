@@ -124,7 +124,7 @@ def test_it_learns_and_a_run_scores_as_the_model_did(
     assert not cached[:FIRST].any()
     log = data.impressions
     some = log.of("test")[:8]
-    batch = model.collator(data.histories, predictor.codec)(pointers_of(log, some, data.codec))
+    batch = model.collator(data.histories, predictor.codec)(pointers_of(data, some))
     with torch.inference_mode():
         found = model(batch).score
         told = model.explain_persona(batch, predictor.run.catalogue)
