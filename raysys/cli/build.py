@@ -5,8 +5,11 @@ from typing import Annotated
 
 import typer
 
+from raysys.hkfr.features import FeatureOptions
+from raysys.options import resolve
 from raysys.recipes.catalogue import build_catalogue, write_news_vectors
 from raysys.recipes.cofars_lists import ListsReport, build_lists
+from raysys.recipes.hkfr_features import build_features
 from raysys.recipes.personas import build_personas
 
 app = typer.Typer(no_args_is_help=True, help="Build what a trained run needs beside its weights.")
@@ -81,6 +84,37 @@ def news_vectors(
 ) -> None:
     """Write the ranker's news vectors as Parquet, for retrieval elsewhere."""
     typer.echo(f"{out}: {write_news_vectors(run, out):,} news")
+
+
+@app.command("hkfr-features")
+def hkfr_features(
+    model: Annotated[
+        str, typer.Argument(help="Run folder of llm/instruct; wheel:, dir: or hub: for no tuning.")
+    ],
+    knowledge: Annotated[Path, typer.Option(help="Folder of knowledge by date.")],
+    samples: Annotated[Path, typer.Option(help="Folder of samples the model was tuned on.")],
+    out: Annotated[
+        Path, typer.Option(help="Folder of the feature table, e.g. RUN/indexes/features.")
+    ],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="key=value, e.g. values=p top=3 hidden=32")
+    ] = None,
+    config: Annotated[Path | None, typer.Option(help="YAML file of options.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")] = False,
+) -> None:
+    """Write what a tuned model would answer for each user and day, as numbers: HKFR's nightly job.
+
+    Dates that are there stay; texts that are as they were the day before are not read again.
+    """
+    options = resolve(FeatureOptions, config, overrides or [])
+    report = build_features(model, knowledge, samples, out, options)
+    numbers = ", ".join(f"{name} {width}" for name, width in report.widths.items()) or "nothing new"
+    told = (
+        f"{report.out}: {len(report.dates)} dates, {report.users:,} users on them, "
+        f"{report.texts:,} texts, {report.read:,} of them read; {numbers}; "
+        f"{report.kept_dates} dates were there, {report.seconds:.1f} s"
+    )
+    typer.echo(report.model_dump_json() if as_json else told)
 
 
 def _sentence(report: ListsReport) -> str:

@@ -61,12 +61,16 @@ class Scorer:
     ) -> Tensor:
         """Scores [N, V] as asked; bare: the prompts without knowledge, for `prior_correct`."""
 
-        def scores(of: Sequence[Tokens]) -> Tensor:
-            if how.decode == "trie_beam":
-                return self.trie_beam(of, names, how.width)
-            return self.score_all(of, names)
+        if how.decode == "trie_beam":
+            found = self.trie_beam(prompts, names, how.width)
+        else:
+            found = self.score_all(prompts, names)
+        return self.adjusted(found, names, how, bare)
 
-        found = scores(prompts)
+    def adjusted(
+        self, found: Tensor, names: Sequence[Tokens], how: Decoding, bare: Sequence[Tokens] = ()
+    ) -> Tensor:
+        """Plain scores [N, V] without their prior and their length, as far as `how` says."""
         if how.prior_correct:
             distinct = list(dict.fromkeys(map(tuple, bare)))
             row = {prompt: number for number, prompt in enumerate(distinct)}
@@ -86,14 +90,23 @@ class Scorer:
         Raises:
             ValueError: an empty prompt or name.
         """
+        return self.with_states(prompts, names)[0]
+
+    @torch.no_grad()
+    def with_states(
+        self, prompts: Sequence[Tokens], names: Sequence[Tokens]
+    ) -> tuple[Tensor, Tensor]:
+        """`score_all`, and the last hidden state of each prompt [N, D], float32 on the CPU."""
         out = torch.empty(len(prompts), len(names))
+        states = torch.empty(len(prompts), self.model.get_output_embeddings().weight.shape[1])
         parts = list(tries(names, self.nodes))
         most = max((len(trie) for _, trie in parts), default=1)
         for chosen, read in self._read(prompts, most):
+            states[torch.from_numpy(chosen)] = read.states.cpu()
             for columns, trie in parts:
                 scores = _whole_trie(read, trie, self.end)
                 out[torch.from_numpy(chosen)[:, None], torch.from_numpy(columns)] = scores
-        return out
+        return out, states
 
     @torch.no_grad()
     def trie_beam(self, prompts: Sequence[Tokens], names: Sequence[Tokens], width: int) -> Tensor:
@@ -125,7 +138,7 @@ class ReadPrompts:
     """B prompts that a model has read, and what it has read behind them.
 
     cache: keys and values; mask [B, T] True for the prompts' tokens; lengths [B]; logits [B, V] of
-    what follows the prompts.
+    what follows the prompts, made of states [B, D].
     """
 
     model: nn.Module
@@ -133,6 +146,7 @@ class ReadPrompts:
     mask: Tensor
     lengths: Tensor
     logits: Tensor
+    states: Tensor
 
     @classmethod
     def of(cls, model: nn.Module, prompts: Sequence[Tokens], pad: int) -> "ReadPrompts":
@@ -150,15 +164,22 @@ class ReadPrompts:
         places = torch.arange(width, device=device)
         mask = places >= width - lengths[:, None]
         cache = DynamicCache()
-        logits = model(
-            input_ids=torch.from_numpy(ids).to(device),
-            attention_mask=mask.long(),
-            position_ids=(places - (width - lengths[:, None])).clamp(min=0),
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=1,
-        ).logits
-        return cls(model, cache, mask, lengths, logits[:, -1].float())
+        # What the LM head is given: `output_hidden_states` would keep those of all layers.
+        given: list[Tensor] = []
+        head = model.get_output_embeddings()
+        hook = head.register_forward_pre_hook(lambda _, inputs: given.append(inputs[0][:, -1]))
+        try:
+            logits = model(
+                input_ids=torch.from_numpy(ids).to(device),
+                attention_mask=mask.long(),
+                position_ids=(places - (width - lengths[:, None])).clamp(min=0),
+                past_key_values=cache,
+                use_cache=True,
+                logits_to_keep=1,
+            ).logits
+        finally:
+            hook.remove()
+        return cls(model, cache, mask, lengths, logits[:, -1].float(), given[0].float())
 
     def behind(self, tokens: Tensor, depths: Tensor, seen: Tensor) -> Tensor:
         """Logits [B, M, V] behind M more tokens of each prompt, which stay in the cache.
