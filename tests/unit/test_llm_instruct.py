@@ -1,19 +1,24 @@
 """The recipe llm/instruct end to end on planted samples, and the folder it reads."""
 
 import json
+from datetime import date
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from hkfr_language import planted_samples, seal, write_samples
+from hkfr_language import FOODS, planted_samples, seal, write_samples
 from training_toy import toy_ray
 
 from raysys.artifacts.run import verify_run
+from raysys.data.feature_table import read_features
 from raysys.errors import DataError, RaysysError
 from raysys.hkfr.samples import Samples
 from raysys.options import resolve
+from raysys.recipes.hkfr_features import build_features
 from raysys.recipes.registry import ready, recipe_of, run
 from raysys.training import InProcessReporter, InterruptedRunError
 
@@ -176,3 +181,27 @@ def test_two_ray_workers_learn_what_one_process_learns(tmp_path: Path) -> None:
             for part in ("before", "after"):
                 assert two["metrics"][part] == pytest.approx(one["metrics"][part], rel=1e-3)
             verify_run(tmp_path / parallel)
+
+
+@pytest.mark.slow
+def test_features_of_a_tuned_model_know_what_unseen_people_like(tmp_path: Path) -> None:
+    data = write_samples(tmp_path / "s", planted_samples(200))
+    options = ("train.epochs=20", "train.lr=0.005", "train.warmup_steps=20")
+    train(data, tmp_path / "run", *options, "tuning.method=lora", "tuning.save=adapter")
+    users = {row["user_id"]: row for row in planted_samples(200) if row["task"] == "category"}
+    folder = tmp_path / "known" / "date=2023-05-02"
+    folder.mkdir(parents=True)
+    known = {
+        "user_id": list(users),
+        "key": list(users),
+        "text": [row["knowledge"] for row in users.values()],
+        "cold": [False] * len(users),
+    }
+    pq.write_table(pa.table(known), folder / "part.parquet")
+    build_features(str(tmp_path / "run"), folder.parent, data, tmp_path / "features")
+    (found,) = read_features(tmp_path / "features", ["hkfr.category"])
+    held = [user for user, row in users.items() if row["split"] == "test"]
+    day = (date(2023, 5, 2) - date(1970, 1, 1)).days
+    best = found.at(held, np.full(len(held), day)).argmax(1)
+    right = [list(FOODS)[b] == users[u]["answer"] for b, u in zip(best, held, strict=True)]
+    assert np.mean(right) > 0.8
