@@ -85,7 +85,7 @@ def run(
     specs = [encoder, *(variants or {}).values(), *([] if small is None else [small])]
     if "," in data and any(s.startswith("dir:") and FOLD not in s for s in specs):
         raise ConfigError(
-            f"folds of one log, but one encoder for all: it has learned from what other folds test; "
+            "folds of one log, but one encoder for all: it has learned from what others test; "
             f"name one for each, as in dir:runs/encoder-{FOLD}/hf"
         )
     sizes = Sizes(
