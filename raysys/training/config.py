@@ -122,3 +122,8 @@ class TrainConfig(BaseModel):
         if info.context and info.context.get("identity"):
             return {name: value for name, value in fields.items() if name not in self.EXECUTION}
         return fields
+
+    def total_steps(self, steps_per_epoch: int) -> int:
+        """T, updates of a whole run."""
+        steps = self.epochs * steps_per_epoch
+        return steps if self.max_steps is None else min(steps, self.max_steps)
