@@ -104,12 +104,16 @@ class DistillTask:
         return cross_entropy(own.logits.flatten(0, 1), labels.flatten())
 
     def validate(self, world: World) -> dict[str, float]:
-        """`loss`, `kl`, `hidden` and, of a sentence encoder, `similarity` on held-out rows, the
-        same for every student; `share`: of the teacher's weights that are left."""
+        """What `measure` finds on the held-out rows, the same for every student."""
+        return self.measure(self.held_out)
+
+    def measure(self, held: Rows) -> dict[str, float]:
+        """`loss`, `hidden`, and `kl` or of a sentence encoder `similarity`; `share`: of the
+        teacher's weights that are left."""
         sums = np.zeros(5)
-        for begin in range(0, len(self.held_out.input_ids), _AT_ONCE):
+        for begin in range(0, len(held.input_ids), _AT_ONCE):
             device = next(self.model.parameters()).device
-            part = Rows(*(rows[begin : begin + _AT_ONCE].to(device) for rows in self.held_out))
+            part = Rows(*(rows[begin : begin + _AT_ONCE].to(device) for rows in held))
             task, found = self.parts(part)
             values = (task, found.kl, found.hidden, found.similarity)
             sums += len(part.input_ids) * np.array([*map(float, values), 1])

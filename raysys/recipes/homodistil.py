@@ -40,8 +40,8 @@ class HomoDistilRecipe(BaseModel):
     """`llm/homodistil`.
 
     data: a corpus. teacher: a backbone of the BERT or Llama family; it stays as it is. ratio: of
-    heads, width and neurons that are left at the end, by the schedule. every: steps between two
-    events.
+    heads, width and neurons that are left at the end, by the schedule (its start and end are shares
+    of all steps). every: steps between two events.
 
     student: what it begins as, a copy of the teacher, random weights of the final shape, or the
     teacher's layers, so many that it is as large as the final shape. mode: see `Student`. score,
@@ -50,7 +50,8 @@ class HomoDistilRecipe(BaseModel):
 
     unit: texts one after the other in rows of row_tokens, or a row for each sentence, cut to them
     (a sentence encoder reads sentences). batch_rows: of a global batch. together: rows of a batch
-    that are compared by `loss.similarity`. held_rows: held-out rows that are validated on, at most.
+    that are compared by `loss.similarity`. held_rows: of the held-out rows that are validated on,
+    and of those of the test part, which are looked at once, at most.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -138,7 +139,9 @@ def train(config: HomoDistilRecipe, session: Session) -> dict[str, Any]:
     """What every worker runs; rank 0 writes the run folder."""
     dataset, backbone = _corpus(config), open_backbone(config.teacher)
     tokenizer, teacher = backbone.tokenizer(), load_teacher(backbone)
-    loader, held = _rows(config, dataset, tokenizer, masked="MaskedLM" in type(teacher).__name__)
+    masked = "MaskedLM" in type(teacher).__name__
+    loader = batches_of(config, dataset, tokenizer, masked=masked)
+    held = _held(config, dataset, tokenizer, "valid", masked=masked)
     goal = targets(teacher, config.ratio)
     student, layers = _student(config, teacher, goal)
     begun = Shape.of(student.net)
@@ -157,6 +160,10 @@ def train(config: HomoDistilRecipe, session: Session) -> dict[str, Any]:
         task.calibrate((batch for batch in batches if batch is not None), goal)
         begun = Shape.of(student.net)
     result = fit(task, loader, config.train, session)
+    test = {}
+    if _leads(config) and _has(dataset, "test"):
+        with torch.no_grad():
+            test = task.measure(_held(config, dataset, tokenizer, "test", masked=masked))
     student.finish()
     summary: dict[str, Any] = {
         "step": result.step,
@@ -168,31 +175,36 @@ def train(config: HomoDistilRecipe, session: Session) -> dict[str, Any]:
     if not _leads(config):
         return summary
     row = loader.tokens / len(loader.rows)
-    flops = training_flops(
-        Shape.of(teacher), begun, planned, result.step,
-        units=targets(teacher, 1.0)["attn"], row=round(row),
-        step_tokens=round(row * config.batch_rows), taught=task.taught,
+    told = dict(
+        units=targets(teacher, 1.0)["attn"],
+        row=round(row),
+        step_tokens=round(row * config.batch_rows),
+        taught=task.taught,
         compact=config.mode == "compact",
-    )  # fmt: skip
+    )
+    whole = Shape.of(teacher)
+    calibrating = training_flops(whole, whole, [], config.calibration, **told)
+    flops = training_flops(whole, begun, planned, result.step, **told)
     metrics = {
         "begin": before,
         "student": result.metrics,
+        "test": test,
         "sizes": {name: int(value) for name, value in goal.items()},
         "rows": len(loader.rows),
         "tokens_seen": round(result.step * config.batch_rows * row),
-        "flops": flops,
+        "flops": {"training": flops, "calibration": calibrating},
     }
 
     def write(scratch: Path) -> None:
         student.net.save_pretrained(scratch / "hf")
         tokenizer.save_pretrained(scratch / "hf")
-        told = {
+        pruning = {
             "teacher_sha256": backbone.sha256,
             "kept": {name: units.tolist() for name, units in student.kept.items()},
             "schedule": config.pruning.model_dump(),
             "score": config.score,
         }
-        (scratch / "hf" / "pruning.json").write_text(json.dumps(told) + "\n", encoding="utf-8")
+        (scratch / "hf" / "pruning.json").write_text(json.dumps(pruning) + "\n", encoding="utf-8")
 
     summary["metrics"] = metrics
     summary["model_id"] = save_language_run(
@@ -229,21 +241,28 @@ def _student(
     return student, layers
 
 
-def _rows(
+def batches_of(
     config: HomoDistilRecipe, dataset: Dataset, tokenizer: Any, *, masked: bool
-) -> tuple[RowLoader, Rows]:
-    """Batches to train on, and the held-out rows."""
-    cut = sentences if config.unit == "sentences" else packed
+) -> RowLoader:
+    """What is trained on."""
+    rows = _cut(config, dataset, tokenizer, "train")
     together = config.together if config.loss.similarity else 1
-    train, valid = (
-        cut(_texts(dataset, part), tokenizer, config.row_tokens) for part in ("train", "valid")
-    )
     seed = config.train.seed
-    loader = RowLoader(train, config.batch_rows, seed, tokenizer, masked=masked, together=together)
-    # The same for every seed, so that students can be compared.
-    some = valid[: config.held_rows]
+    return RowLoader(rows, config.batch_rows, seed, tokenizer, masked=masked, together=together)
+
+
+def _held(
+    config: HomoDistilRecipe, dataset: Dataset, tokenizer: Any, part: str, *, masked: bool
+) -> Rows:
+    """Held-out rows, the same for every seed, so that students can be compared."""
+    some = _cut(config, dataset, tokenizer, part)[: config.held_rows]
     judge = RowLoader(some, config.batch_rows, 0, tokenizer, masked=masked)
-    return loader, judge.told(np.arange(len(some)), 0)
+    return judge.told(np.arange(len(some)), 0)
+
+
+def _cut(config: HomoDistilRecipe, dataset: Dataset, tokenizer: Any, part: str) -> Any:
+    cut = sentences if config.unit == "sentences" else packed
+    return cut(_texts(dataset, part), tokenizer, config.row_tokens)
 
 
 def _leads(config: HomoDistilRecipe) -> bool:
@@ -257,6 +276,10 @@ def _corpus(config: HomoDistilRecipe) -> Dataset:
             f"{config.data}: no documents in it; import texts with `raysys data import corpus`"
         )
     return dataset
+
+
+def _has(dataset: Dataset, part: str) -> bool:
+    return part in set(dataset.table("documents", ["split"])["split"].to_pylist())
 
 
 def _texts(dataset: Dataset, part: str) -> list[str]:

@@ -71,7 +71,7 @@ class TrainConfig(BaseModel):
     weight_decay: float = Field(
         default=0.0, ge=0, description="decoupled; matrices only, never biases or embeddings"
     )
-    schedule: Literal["constant", "cosine", "linear"] = "constant"
+    schedule: Literal["constant", "cosine", "linear", "late"] = "constant"
     warmup_steps: int = Field(default=0, ge=0)
     final_lr_fraction: float = Field(default=0.0, ge=0, le=1)
     clip_norm: float | None = Field(default=None, gt=0)
