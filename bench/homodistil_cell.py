@@ -19,7 +19,7 @@ from raysys.recipes.homodistil import HomoDistilRecipe
 from raysys.recipes.registry import run as train
 
 _RECORD = "cell.json"
-PROBED = 500  # documents of the test part
+PROBED = 300  # documents of the test part
 
 
 class Trained(BaseModel):
