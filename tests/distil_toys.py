@@ -145,7 +145,9 @@ class Stopping(InProcessReporter):
 
 
 def distil(root: Path, out: Path, teacher: str, *over: str, stop_at: int | None = None) -> Any:
-    given = {"data": str(root / "data"), "teacher": f"dir:{root / teacher}"}
+    """teacher: a folder in `root`, or a backbone's spec."""
+    spec = teacher if ":" in teacher else f"dir:{root / teacher}"
+    given = {"data": str(root / "data"), "teacher": spec}
     config = resolve(recipe_of("llm/homodistil"), None, [*TINY, *over], given)
     try:
         return run(config, out, show_progress=False, reporter=Stopping(stop_at)).result

@@ -42,7 +42,7 @@ def packed(texts: Iterable[str], tokenizer: Any, width: int) -> Ints:
         end = tokenizer.eos_token_id
     flat: list[int] = []
     for text in texts:
-        flat += tokenizer(text, add_special_tokens=False)["input_ids"]
+        flat += tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
         if end is not None:
             flat.append(end)
     count = len(flat) // width

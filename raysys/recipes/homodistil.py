@@ -24,16 +24,21 @@ from raysys.errors import ConfigError, DataError
 from raysys.homodistil.begin import load_teacher, random_student, shallow_student
 from raysys.homodistil.groups import Kind, groups_of
 from raysys.homodistil.losses import LossWeights
+from raysys.homodistil.pictures import losses, speed_table, widths
 from raysys.homodistil.plan import Event, Shape, events, training_flops
 from raysys.homodistil.rows import RowLoader, Rows, packed, sentences
 from raysys.homodistil.schedule import Schedule
 from raysys.homodistil.scores import Norm, Score
+from raysys.homodistil.speed import speeds
 from raysys.homodistil.student import Mode, Student, targets
 from raysys.homodistil.task import DistillTask, headed
 from raysys.llm.backbones import BackboneSpec, open_backbone
+from raysys.tracking.figures import write_figure
+from raysys.tracking.metrics_log import METRICS_LOG, read_records
 from raysys.training import Session, TrainConfig, World, fit
 
 Positive = Annotated[int, Field(ge=1)]
+_TIMED = 16  # rows by which the speed is told
 
 
 class HomoDistilRecipe(BaseModel):
@@ -184,7 +189,10 @@ def train(config: HomoDistilRecipe, session: Session) -> dict[str, Any]:
     )
     whole = Shape.of(teacher)
     calibrating = training_flops(whole, whole, [], config.calibration, **told)
-    flops = training_flops(whole, begun, planned, result.step, **told)
+
+    def spent(steps: int) -> float:
+        return training_flops(whole, begun, planned, steps, **told)
+
     metrics = {
         "begin": before,
         "student": result.metrics,
@@ -192,8 +200,9 @@ def train(config: HomoDistilRecipe, session: Session) -> dict[str, Any]:
         "sizes": {name: int(value) for name, value in goal.items()},
         "rows": len(loader.rows),
         "tokens_seen": round(result.step * config.batch_rows * row),
-        "flops": {"training": flops, "calibration": calibrating},
+        "flops": {"training": spent(result.step), "calibration": calibrating},
     }
+    speed = speeds(teacher, student.net, Rows(*(values[:_TIMED] for values in held)))
 
     def write(scratch: Path) -> None:
         student.net.save_pretrained(scratch / "hf")
@@ -206,7 +215,15 @@ def train(config: HomoDistilRecipe, session: Session) -> dict[str, Any]:
         }
         (scratch / "hf" / "pruning.json").write_text(json.dumps(pruning) + "\n", encoding="utf-8")
 
-    summary["metrics"] = metrics
+    log = read_records(session.run_dir / METRICS_LOG)
+    figures = {"speed": speed_table(speed), **losses(log, spent)}
+    if config.student != "shallow":
+        full = targets(teacher, 1.0)
+        first = full if planned else goal
+        figures["widths"] = widths(full, first, planned, result.step)
+    for name, figure in figures.items():
+        write_figure(session.run_dir, name, figure)
+    summary |= {"metrics": metrics, "speed": speed}
     summary["model_id"] = save_language_run(
         session.run_dir,
         write,
@@ -220,7 +237,7 @@ def train(config: HomoDistilRecipe, session: Session) -> dict[str, Any]:
         },
         data_card=dataset.card,
         card_text=_card(config, dataset, metrics),
-        metrics=metrics,
+        metrics={**metrics, "speed": speed},
     )
     return summary
 

@@ -16,6 +16,7 @@ from raysys.errors import ConfigError, DataError, RaysysError
 from raysys.homodistil.rows import RowLoader, packed, sentences
 from raysys.options import resolve
 from raysys.recipes.registry import recipe_of, run
+from raysys.tracking.figures import LineFigure, read_figures
 
 __all__ = ["root"]  # the fixture
 
@@ -26,6 +27,7 @@ def test_a_student_is_thin_stock_and_near_its_teacher(
     root: Path, tmp_path: Path, teacher: str
 ) -> None:
     over = ["loss.attention=1.0"] if teacher == "bert" else []
+    over += ["train.log_every_steps=10"]
     found = distil(root, tmp_path / "run", teacher, "ratio=0.5", "batch_rows=8", *over)
     metrics = found["metrics"]
     assert metrics["sizes"]["attn"] == 3 and metrics["sizes"]["residual"] == 24
@@ -42,6 +44,12 @@ def test_a_student_is_thin_stock_and_near_its_teacher(
         )
         assert not info["missing_keys"] and not info["unexpected_keys"]
         assert net(torch.tensor([[1, 2, 3]])).logits.isfinite().all()
+    figures = read_figures(tmp_path / "run")
+    assert {*figures} == {"speed", "loss-flops", "held-flops", "widths"}
+    thinner = figures["widths"]
+    assert isinstance(thinner, LineFigure)
+    assert [series.y[-1] for series in thinner.series] == [0.5] * 3
+    assert found["speed"]["student"]["mib"] < found["speed"]["teacher"]["mib"]
     log = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").open()]
     shares = [record["val/share"] for record in log if record["kind"] == "epoch"]
     assert shares == sorted(shares, reverse=True) and len(set(shares)) > 1
@@ -152,7 +160,8 @@ def test_students_that_lose_all_before_the_first_step(
     over = [f"score={score}", "calibration=3", "train.max_steps=12"]
     whole = distil(root, tmp_path / "whole", "llama", *over)
     distil(root, tmp_path / "cut", "llama", *over, stop_at=8)
-    assert distil(root, tmp_path / "cut", "llama", *over) == {**whole, "metrics": whole["metrics"]}
+    again = distil(root, tmp_path / "cut", "llama", *over)
+    assert {**again, "speed": None} == {**whole, "speed": None}
     assert whole["metrics"]["student"]["share"] < 0.7
     gradually = distil(root, tmp_path / "steps", "llama", "train.max_steps=12")
     # A student that is thin from the start costs less.
