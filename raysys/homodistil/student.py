@@ -7,7 +7,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from raysys.errors import ConfigError
+from raysys.errors import ArtifactError, ConfigError
 from raysys.homodistil.groups import LLAMA, Group, Kind, groups_of
 from raysys.homodistil.keep import Keep, shrink
 from raysys.homodistil.losses import Projections
@@ -114,6 +114,24 @@ class Student(nn.Module):
             self._cut(keep)
         else:
             self._hide(keep, bind=bool(stored["bound"]))
+
+    def adopt(self, kept: Mapping[str, Tensor]) -> None:
+        """Be a student that is thin already. kept: units of the teacher that are left, by group.
+
+        Raises:
+            ArtifactError: its weights have other sizes.
+        """
+        for group in self.groups:
+            count = len(kept.get(group.name, ()))
+            if count != group.size:
+                raise ArtifactError(
+                    f"{group.name}: {group.size} units in the weights, but {count} are said to be "
+                    "kept"
+                )
+            self.kept[group.name] = kept[group.name]
+        layers, wide = len(self.projections.hidden), self.projections.embedding.shape[1]
+        self.projections = Projections(layers, wide, wide)
+        self.projections.shrink(kept["residual"])
 
     def finish(self) -> None:
         """Cut off what was masked; the model is a stock one then."""

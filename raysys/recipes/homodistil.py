@@ -1,7 +1,6 @@
 """Train `llm/homodistil`: a thin student out of a teacher, on a corpus."""
 
 import copy
-import json
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -22,6 +21,7 @@ from raysys.artifacts.language import save_language_run
 from raysys.data.dataset import Dataset
 from raysys.errors import ConfigError, DataError
 from raysys.homodistil.begin import load_teacher, random_student, shallow_student
+from raysys.homodistil.folder import read_pruning, units_of, write_student
 from raysys.homodistil.groups import Kind, groups_of
 from raysys.homodistil.losses import LossWeights
 from raysys.homodistil.pictures import losses, speed_table, widths
@@ -32,12 +32,13 @@ from raysys.homodistil.scores import Norm, Score
 from raysys.homodistil.speed import speeds
 from raysys.homodistil.student import Mode, Student, targets
 from raysys.homodistil.task import DistillTask, headed
-from raysys.llm.backbones import BackboneSpec, open_backbone
+from raysys.llm.backbones import Backbone, BackboneSpec, open_backbone
 from raysys.tracking.figures import write_figure
 from raysys.tracking.metrics_log import METRICS_LOG, read_records
 from raysys.training import Session, TrainConfig, World, fit
 
 Positive = Annotated[int, Field(ge=1)]
+_BEGUN = ("teacher", "random", "shallow")
 _TIMED = 16  # rows by which the speed is told
 
 
@@ -48,8 +49,9 @@ class HomoDistilRecipe(BaseModel):
     heads, width and neurons that are left at the end, by the schedule (its start and end are shares
     of all steps). every: steps between two events.
 
-    student: what it begins as, a copy of the teacher, random weights of the final shape, or the
-    teacher's layers, so many that it is as large as the final shape. mode: see `Student`. score,
+    student: what it begins as, a copy of the `teacher`, `random` weights of the final shape, the
+    teacher's layers (`shallow`), so many that it is as large as the final shape, or an earlier
+    student of this teacher (`dir:RUN/hf`), which learns on. mode: see `Student`. score,
     norm: see `Scores`, `of_units`. calibration: batches by which units are scored and lost before
     the first step, without a schedule.
 
@@ -68,7 +70,7 @@ class HomoDistilRecipe(BaseModel):
     schedule: Literal["cubic", "linear", "exponential", "stairs", "oneshot"] = "cubic"
     start: Annotated[float, Field(ge=0, lt=1)] = 0.0
     end: Annotated[float, Field(gt=0, le=1)] = 0.7
-    student: Literal["teacher", "random", "shallow"] = "teacher"
+    student: str = "teacher"
     mode: Mode = "compact"
     score: Score = "platon"
     norm: Norm = "mean"
@@ -92,6 +94,10 @@ class HomoDistilRecipe(BaseModel):
         self.pruning  # noqa: B018 - refuses a start behind the end
         if self.train.early_stopping is not None:
             raise ValueError("train.early_stopping: an earlier student is a bigger one; leave it")
+        if not self.student.startswith("dir:") and self.student not in _BEGUN:
+            raise ValueError(
+                f"student={self.student}: is none of {', '.join(_BEGUN)}, dir:FOLDER of a student"
+            )
         if self.score == "activation" and not self.calibration:
             raise ValueError("score=activation: is taken from calibration=N batches; give N")
         if self.student != "teacher" and (self.calibration or self.mode != "compact"):
@@ -115,6 +121,8 @@ class HomoDistilRecipe(BaseModel):
         if info.context and info.context.get("identity"):
             fields.pop("data")
             fields["teacher"] = open_backbone(self.teacher).sha256
+            if self.student not in _BEGUN:
+                fields["student"] = open_backbone(self.student).sha256
         return fields
 
 
@@ -132,7 +140,7 @@ def ready(config: HomoDistilRecipe) -> Dataset:
         raise ConfigError(f"row_tokens={config.row_tokens}, but the teacher has {limit} positions")
     net = load_teacher(backbone)
     groups_of(net)
-    targets(net, config.ratio)
+    _student(config, net, targets(net, config.ratio), backbone)
     if config.unit == "sentences" and headed(net):
         raise ConfigError(f"unit=sentences: {config.teacher} predicts tokens; use unit=packed")
     for part in ("train", "valid"):
@@ -148,7 +156,7 @@ def train(config: HomoDistilRecipe, session: Session) -> dict[str, Any]:
     loader = batches_of(config, dataset, tokenizer, masked=masked)
     held = _held(config, dataset, tokenizer, "valid", masked=masked)
     goal = targets(teacher, config.ratio)
-    student, layers = _student(config, teacher, goal)
+    student, layers = _student(config, teacher, goal, backbone)
     begun = Shape.of(student.net)
     steps = config.train.total_steps(loader.steps_per_epoch)
     planned: list[Event] = []
@@ -205,15 +213,7 @@ def train(config: HomoDistilRecipe, session: Session) -> dict[str, Any]:
     speed = speeds(teacher, student.net, Rows(*(values[:_TIMED] for values in held)))
 
     def write(scratch: Path) -> None:
-        student.net.save_pretrained(scratch / "hf")
-        tokenizer.save_pretrained(scratch / "hf")
-        pruning = {
-            "teacher_sha256": backbone.sha256,
-            "kept": {name: units.tolist() for name, units in student.kept.items()},
-            "schedule": config.pruning.model_dump(),
-            "score": config.score,
-        }
-        (scratch / "hf" / "pruning.json").write_text(json.dumps(pruning) + "\n", encoding="utf-8")
+        write_student(scratch / "hf", student, tokenizer, backbone, config.pruning)
 
     log = read_records(session.run_dir / METRICS_LOG)
     figures = {"speed": speed_table(speed), **losses(log, spent)}
@@ -243,17 +243,28 @@ def train(config: HomoDistilRecipe, session: Session) -> dict[str, Any]:
 
 
 def _student(
-    config: HomoDistilRecipe, teacher: nn.Module, goal: dict[Kind, int]
+    config: HomoDistilRecipe, teacher: nn.Module, goal: dict[Kind, int], backbone: Backbone
 ) -> tuple[Student, list[int] | None]:
     """The student before its first step, and the teacher's layers of its own where it has fewer."""
     seed, layers = config.train.seed, None
+    width: int = teacher.config.hidden_size
+    if config.student not in _BEGUN:
+        earlier = open_backbone(config.student)
+        told = read_pruning(earlier, backbone)
+        if told.schedule.ratio != config.ratio:
+            raise ConfigError(
+                f"ratio={config.ratio:g}, but {config.student} is what is left at "
+                f"{told.schedule.ratio:g}; set ratio to that"
+            )
+        student = Student(load_teacher(earlier), width, config.score, seed, norm=config.norm)
+        student.adopt(units_of(told))
+        return student, None
     if config.student == "random":
         net = random_student(teacher, goal, seed)
     elif config.student == "shallow":
         net, layers = shallow_student(teacher, goal)
     else:
         net = copy.deepcopy(teacher)
-    width: int = teacher.config.hidden_size
     student = Student(net, width, config.score, seed, norm=config.norm, mode=config.mode)
     return student, layers
 
