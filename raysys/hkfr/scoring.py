@@ -98,7 +98,7 @@ class Scorer:
     ) -> tuple[Tensor, Tensor]:
         """`score_all`, and the last hidden state of each prompt [N, D], float32 on the CPU."""
         out = torch.empty(len(prompts), len(names))
-        states = torch.empty(len(prompts), self.model.get_output_embeddings().weight.shape[1])
+        states = torch.empty(len(prompts), int(self.model.config.hidden_size))
         parts = list(tries(names, self.nodes))
         most = max((len(trie) for _, trie in parts), default=1)
         for chosen, read in self._read(prompts, most):

