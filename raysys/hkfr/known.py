@@ -43,6 +43,8 @@ class Knowledge:
             "text" in pq.read_schema(file).names for file in sorted(folder.glob("*.parquet"))
         )
         table = read_dated(folder, pa.unify_schemas([_BOUND, _TEXT]) if inline else _BOUND)
+        if not len(table):
+            raise DataError(f"{folder}: knowledge of nobody; delete the folder")
         users = table["user_id"].value_counts()
         twice = pc.index(pc.greater(users.field("counts"), 1), True).as_py()
         if twice >= 0:

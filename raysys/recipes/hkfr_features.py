@@ -11,6 +11,7 @@ import re
 import time
 from collections.abc import Sequence
 from datetime import UTC, date, datetime, timedelta
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -127,19 +128,19 @@ def _build(
     if days:
         reader = _reader(backbone, longest, questions, options)
         ask = _Projected(reader, options)
-        values: TextValues | None
+        values = fitted = None
         if (out / PROJECTION).is_file():
             ask.projections = load_projections(out / PROJECTION)
             values = values_before(out, source, days[0] - _ONE_DAY)
         else:
-            values = ask.fit(known, samples)
+            fitted = ask.fit(known, samples)
             out.mkdir(parents=True, exist_ok=True)
             write_text(out / SPEC, json.dumps(spec, indent=1, ensure_ascii=False) + "\n")
             save_projections(out / PROJECTION, ask.projections)
         for day in days:
             table = known.of(day)
             texts = dict(zip(table["key"].to_pylist(), table["text"].to_pylist(), strict=True))
-            values = _values(texts, values, ask)
+            values = _values(texts, (values, fitted), ask)
             rows = values.rows(table, source)
             write_features(out, day - _ONE_DAY, rows)
             widths = {name: int(array.shape[1]) for name, array in values.arrays.items()}
@@ -158,14 +159,19 @@ def _build(
     )
 
 
-def _values(texts: dict[str, str], kept: TextValues | None, ask: "_Projected") -> TextValues:
-    """Of these texts by key; those that are not kept are asked."""
-    new = [key for key in texts if kept is None or key not in kept.row]
-    if new:
-        found = TextValues.of(new, ask([texts[key] for key in new]))
-        kept = found if kept is None else kept.joined(found)
-    assert kept is not None
-    return kept.take(list(texts))
+def _values(
+    texts: dict[str, str], known: Sequence[TextValues | None], ask: "_Projected"
+) -> TextValues:
+    """Of these texts by key; those whose values are not known are asked."""
+    left, parts = list(texts), []
+    for values in known:
+        here = [key for key in left if values is not None and key in values.row]
+        if values is not None and here:
+            parts.append(values.take(here))
+            left = [key for key in left if key not in values.row]
+    if left:
+        parts.append(TextValues.of(left, ask([texts[key] for key in left])))
+    return reduce(TextValues.joined, parts)
 
 
 def _backbone(model: str) -> tuple[Backbone, int]:

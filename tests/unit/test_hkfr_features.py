@@ -158,10 +158,9 @@ def test_a_night_reads_only_what_is_new(model: str, samples: Path, tmp_path: Pat
     know(known, date(2023, 5, 3), rows)
     night = build_features(model, known, samples, out, SMALL)
     assert (night.dates, night.read, night.texts) == ((DAY,), 2, 12)
-    # As if all had been read that night.
-    (tmp_path / "whole").mkdir()
-    whole = tmp_path / "whole" / "features"
-    build_features(model, known, samples, whole, SMALL)
+    # As if both had been read at once; what fits the projection is not read again on any day.
+    whole = tmp_path / "whole"
+    assert build_features(model, known, samples, whole, SMALL).read == 14
     for folder in ("date=2023-05-01", "date=2023-05-02"):
         one, other = (
             [
@@ -248,6 +247,8 @@ def test_texts_may_lie_apart_and_faults_are_named(tmp_path: Path) -> None:
         bad = know(tmp_path / "bad", DAY, [rows[0] | change, *rows[1:]])
         with pytest.raises(DataError, match=told):
             Knowledge(bad).of(DAY)
+    with pytest.raises(DataError, match="knowledge of nobody"):
+        Knowledge(know(tmp_path / "nobody", DAY, [])).of(DAY)
     with pytest.raises(DataError, match="holds no folder date="):
         Knowledge(tmp_path)
 
