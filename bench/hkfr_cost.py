@@ -153,8 +153,9 @@ def _full(scorer: Scorer, prompts: list[list[int]], names: list[list[int]], size
         for begin in range(0, len(order), size):
             texts = [[*prompt, *names[i], scorer.end] for i in order[begin : begin + size]]
             rows = Packed.of(texts, [[i] for i in range(len(texts))], scorer.pad)
-            logits = scorer.model(input_ids=rows.ids, use_cache=False).logits
-            told = logits[:, len(prompt) - 1 : -1].float().log_softmax(-1)
+            keep = rows.ids.shape[1] - len(prompt) + 1
+            answer = scorer.model(input_ids=rows.ids, use_cache=False, logits_to_keep=keep)
+            told = answer.logits[:, :-1].float().log_softmax(-1)
             told.gather(2, rows.ids[:, len(prompt) :, None])
 
 

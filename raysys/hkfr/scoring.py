@@ -300,6 +300,7 @@ def in_full(scorer: Scorer, prompt: Tokens, name: Tokens) -> float:
     """The score of one name by one pass over prompt and name, nothing cached."""
     device = next(scorer.model.parameters()).device
     ids = torch.tensor([[*prompt, *name]], device=device)
-    logits = scorer.model(input_ids=ids, use_cache=False).logits[0, len(prompt) - 1 :].float()
+    answer = scorer.model(input_ids=ids, use_cache=False, logits_to_keep=len(name) + 1)
+    logits = answer.logits[0].float()
     wanted = torch.tensor([*name, scorer.end], device=device)
     return float(logits.log_softmax(-1).gather(1, wanted[:, None]).sum())
