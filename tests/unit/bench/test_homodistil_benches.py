@@ -16,7 +16,7 @@ __all__ = ["root"]  # the fixture
 def test_costs_are_ratios_of_medians(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(homodistil_cost, "OWN", FreshModel(layers=1, width=48, heads=6, vocab=300))
     found = homodistil_cost.run(
-        encoder=f"dir:{root / 'encoder'}", texts=60, words=8, steps=6, rounds=1,
+        encoder=f"dir:{root / 'encoder'}", texts=60, words=8, steps=6, rounds=1, max_tokens=24,
         parts=("embeddings", "compact"),
     )  # fmt: skip
     for ratio, both, (a, b) in (
