@@ -9,6 +9,7 @@ import pyarrow as pa
 from raysys.data.dataset import Dataset, DatasetWriter
 from raysys.data.manifest import DataCard
 from raysys.data.prepared import Prepared, prepare
+from raysys.data.split import iso
 
 DAY = 86_400_000_000
 START = 1_700_006_400_000_000  # a midnight, UTC
@@ -44,9 +45,7 @@ def write_shop(
     items = [{"item_id": i, "category": [c] if c else None} for i, c in categories.items()]
     card = DataCard(
         dataset="shop", version="1", reader="test@1", label_rule="click", split_rule="time",
-        split_bounds={
-            name: str(np.datetime64(edge, "us")) for name, edge in zip(("valid", "test"), edges, strict=True)
-        },
+        split_bounds={"valid": iso(edges[0]), "test": iso(edges[1])},
         group_key="impression", history_cut="strict", licence="none",
     )  # fmt: skip
     with DatasetWriter(folder, contexts={"area": "categorical"}) as writer:

@@ -218,7 +218,7 @@ def test_heuristics_are_what_a_few_lines_say(tmp_path: Path) -> None:
     )
     rankers = {
         "area": AreaPopularity("area", 2.0), "often": OwnHabit(), "last": OwnHabit(0),
-        "habit": OwnHabit(3.0, 2.0), "markov": Markov(1.5),
+        "habit": OwnHabit(3.0, 2.0, 0.5), "markov": Markov(1.5),
     }  # fmt: skip
     scores = {}
     for name, ranker in rankers.items():
@@ -228,8 +228,8 @@ def test_heuristics_are_what_a_few_lines_say(tmp_path: Path) -> None:
         past, ts = plain_past(test, q), test.orders.ts
         now, place = int(test.row[q]), int(test.orders.context[test.row[q], where])
         often = Counter(label for label, _ in past)
-        last = dict(past)
-        habit: Counter[int] = Counter()
+        last = {label: 1 / (now - row) for label, row in past}
+        habit: dict[int, float] = Counter()
         for label, row in past:
             same = meal(ts[row]) == meal(ts[now])
             habit[label] += 2 ** (-(ts[now] - ts[row]) / DAY / 3.0) * (3.0 if same else 1.0)
@@ -240,12 +240,12 @@ def test_heuristics_are_what_a_few_lines_say(tmp_path: Path) -> None:
             expected["markov"] = (follows + 1.5 * share) / (follows.sum() + 1.5)
         else:
             expected["markov"] = share
-        np.testing.assert_allclose(scores["area"][q], expected["area"])
-        np.testing.assert_allclose(scores["markov"][q], expected["markov"])
-        for name, weights in (("often", often), ("last", last), ("habit", habit)):
-            plain = sorted(range(size), key=lambda v: (-weights.get(v, -1), -share[v], v))
-            got = sorted(range(size), key=lambda v: (-scores[name][q][v], v))
-            assert got == plain, (name, q)
+        for name, weights, strength in (
+            ("often", often, 1e-6), ("last", last, 1e-6), ("habit", habit, 0.5)
+        ):  # fmt: skip
+            expected[name] = strength * share + [weights.get(v, 0.0) for v in range(size)]
+        for name, values in expected.items():
+            np.testing.assert_allclose(scores[name][q], values, err_msg=name)
 
 
 def meal(ts: int) -> int:

@@ -13,6 +13,7 @@ from raysys.data.dataset import DatasetWriter
 from raysys.data.files import sha256_file
 from raysys.data.loaders.base import Imported, ImportedCorpus, Loader, Options
 from raysys.data.loaders.bing_news import BingNews
+from raysys.data.loaders.completejourney import CompleteJourney
 from raysys.data.loaders.corpus import Corpus
 from raysys.data.loaders.dhrd_prompts import DhrdPrompts
 from raysys.data.loaders.ebnerd import Ebnerd
@@ -36,6 +37,7 @@ LOADERS: dict[str, Loader[Any]] = {
     loader.name: loader
     for loader in (
         BingNews(),
+        CompleteJourney(),
         Corpus(),
         DhrdPrompts(),
         Ebnerd(),

@@ -1,7 +1,7 @@
 """The repeat heuristics that dominate food ordering (§4, cautions): no weights, but counts.
 
-Popularity breaks ties, and is what a user without orders gets: its shares stay below the weight of
-one order. Notation: Q questions, V candidates, P (question, earlier order) pairs.
+A user without orders gets popularity from each.
+Notation: Q questions, V candidates, P (question, earlier order) pairs.
 """
 
 import numpy as np
@@ -15,8 +15,6 @@ from raysys.errors import ConfigError
 from raysys.hkfr.next_task import Ints, NextTask
 from raysys.hkfr.rivals.base import pair_counts, popularity
 from raysys.metrics.blocks import Floats
-
-_TIE = 1e-9  # far below the difference of two weights, far above their rounding
 
 
 class AreaPopularity:
@@ -70,31 +68,29 @@ class OwnHabit:
 
     An order of age d days weighs 2^(−d / half_life), and `meal` times more if it was made at the
     mealtime of the question. half_life None: only how often counts; 0: only which was last.
+    strength: how many orders popularity weighs; by default it only breaks ties.
     """
 
-    def __init__(self, half_life: float | None = None, meal: float = 0.0) -> None:
-        self.half_life, self.meal = half_life, meal
+    def __init__(
+        self, half_life: float | None = None, meal: float = 0.0, strength: float = 1e-6
+    ) -> None:
+        self.half_life, self.meal, self.strength = half_life, meal, strength
 
     def fit(self, train: NextTask, valid: NextTask, seed: int) -> None:
         """Nothing is learned but popularity."""
         self.share = popularity(train)
 
     def scores(self, queries: NextTask) -> Floats:
-        """[Q, V] weights of earlier orders; below them candidates without one, by popularity."""
+        """[Q, V] weights of earlier orders + strength · share."""
         owner, row = queries.earlier()
-        label, shape = queries.label[row], (len(queries), len(queries.names))
-        flat = owner * shape[1] + label
+        shape = len(queries), len(queries.names)
+        flat, size = owner * shape[1] + queries.label[row], shape[0] * shape[1]
         if self.half_life == 0:
-            out = np.full(shape[0] * shape[1], 0.0)
-            age = queries.row[owner] - row  # in orders
-            np.maximum.at(out, flat, 1.0 / age)
+            weight = np.zeros(size)
+            np.maximum.at(weight, flat, 1.0 / (queries.row[owner] - row))  # age in orders
         else:
-            out = np.bincount(flat, self._weight(queries, owner, row), shape[0] * shape[1])
-        seen = out > 0
-        # Weights fade without end, shares do not: those of the seen lie above all others.
-        return np.where(seen, 2.0 + out, 0.0).reshape(shape) + self.share * np.where(
-            seen.reshape(shape), _TIE, 1.0
-        )
+            weight = np.bincount(flat, self._weight(queries, owner, row), size)
+        return weight.reshape(shape) + self.strength * self.share
 
     def _weight(self, queries: NextTask, owner: Ints, row: Ints) -> Floats:
         ts = queries.orders.ts
