@@ -84,17 +84,16 @@ class OwnHabit:
         """[Q, V] weights of earlier orders + strength · share."""
         owner, row = queries.earlier()
         shape = len(queries), len(queries.names)
-        flat, size = owner * shape[1] + queries.label[row], shape[0] * shape[1]
+        weight, pair = np.zeros(shape), (owner, queries.label[row])
         if self.half_life == 0:
-            weight = np.zeros(size)
-            np.maximum.at(weight, flat, 1.0 / (queries.row[owner] - row))  # age in orders
+            np.maximum.at(weight, pair, 1.0 / (queries.row[owner] - row))  # age in orders
         else:
-            weight = np.bincount(flat, self._weight(queries, owner, row), size)
-        return weight.reshape(shape) + self.strength * self.share
+            np.add.at(weight, pair, self._weight(queries, owner, row))
+        return weight + self.strength * self.share
 
     def _weight(self, queries: NextTask, owner: Ints, row: Ints) -> Floats:
         ts = queries.orders.ts
-        weight = np.ones(len(row))
+        weight: Floats = np.ones(len(row))
         if self.half_life is not None:
             age = (ts[queries.row[owner]] - ts[row]) / DAY_US
             weight = np.exp2(-age / self.half_life)
