@@ -7,31 +7,22 @@ product was displayed or advertised that week is the `scenario` of the purchase.
 """
 
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
-from pydantic import Field, model_validator
+from pydantic import Field
 
-from raysys.data.loaders.base import Imported, Options, categorical
+from raysys.data.loaders.base import Imported, categorical
 from raysys.data.loaders.completejourney_items import campaign_items, coupon_items, product_items
 from raysys.data.loaders.local_time import local_feature, local_part, offset_minutes
-from raysys.data.loaders.negatives import NegativeRule
-from raysys.data.loaders.order_requests import main_lines, order_requests
+from raysys.data.loaders.order_requests import OrderOptions, main_lines, order_requests
 from raysys.data.loaders.reading import combined, first, read_parquet
 from raysys.data.loaders.streaming import parquet_pieces
 from raysys.data.manifest import DataCard
-from raysys.data.split import (
-    DAY_US,
-    TimeCut,
-    bounds_text,
-    split_by_time,
-    stable_hash,
-    time_bounds,
-)
+from raysys.data.split import DAY_US, bounds_text, stable_hash, time_bounds
 from raysys.errors import DataError
 
 _ZONE = "America/New_York"
@@ -45,21 +36,10 @@ _NOT_SHOWN = "0"
 _SCENARIOS = ("shelf", "display", "mailer", "display and mailer")
 
 
-class CompleteJourneyOptions(Options):
+class CompleteJourneyOptions(OrderOptions):
     """`households`: at most so many, chosen by a hash of their ids with `seed`; all by default."""
 
     households: int | None = Field(None, ge=1)
-    valid_share: float = Field(0.1, gt=0, lt=1)
-    test_share: float = Field(0.2, gt=0, lt=1)
-    rule: Literal["uniform", "popularity"] = "popularity"
-    negatives: int = Field(19, ge=1)
-    seed: int = Field(0, ge=0)
-
-    @model_validator(mode="after")
-    def _something_to_train(self) -> "CompleteJourneyOptions":
-        if self.valid_share + self.test_share >= 1:
-            raise ValueError("valid_share and test_share leave nothing to train on")
-        return self
 
 
 class CompleteJourney:
@@ -89,17 +69,10 @@ class CompleteJourney:
         redeemed = _redemptions(source["coupon_redemptions"], kept)
         events = pa.concat_tables([bought.drop_columns(["basket"]), sent, redeemed])
         lines = main_lines(events)  # of `bought`, which comes first
-        cut = TimeCut(valid_share=options.valid_share, test_share=options.test_share)
-        ts = events["ts"].to_numpy()
-        bounds = time_bounds(ts[lines], cut, _ZONE)
-        rule = NegativeRule(rule=options.rule, count=options.negatives, seed=options.seed)
+        cut, rule = options.cut, options.negative_rule
+        bounds = time_bounds(events["ts"].to_numpy()[lines], cut, _ZONE)
         impressions = order_requests(
-            rule,
-            events,
-            lines,
-            asked=pa.array(ts[lines]),
-            offered=np.arange(len(events)) < len(bought),
-            split=split_by_time(ts, bounds),
+            rule, events, lines, bounds=bounds, offered=np.arange(len(events)) < len(bought)
         ).append_column("impression_id", bought["basket"].take(pa.array(lines)))
         products = read_parquet(source["products"])
         coupons = read_parquet(source["coupons"])
