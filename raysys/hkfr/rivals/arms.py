@@ -39,13 +39,13 @@ def rivals(area: str | None, sequences: SequenceConfig | None = None) -> dict[st
     have in common; width and learning rate are tuned.
     """
     common = sequences or SequenceConfig()
-    own = _grid(strength=(1e-6, 0.1, 1.0, 10.0))
+    strengths = (0.1, 1.0, 10.0, 100.0)
     found = {
-        "area popularity": Rival(AreaPopularity, _grid(area=(area,), strength=(1, 10, 100, 1000))),
-        "own frequency": Rival(OwnHabit, own),
-        "own recency": Rival(OwnHabit, tuple({"half_life": 0, **given} for given in own)),
+        "area popularity": Rival(AreaPopularity, _grid(area=(area,), strength=strengths)),
+        "own frequency": Rival(OwnHabit, _grid(strength=(1e-6, 0.1, 1.0, 10.0))),
+        "own recency": Rival(OwnHabit, _grid(half_life=(0,), strength=strengths)),
         "own habit": Rival(OwnHabit, _grid(half_life=(14, 60), meal=(1, 4), strength=(1.0,))),
-        "markov": Rival(Markov, _grid(strength=(1, 5, 20, 100))),
+        "markov": Rival(Markov, _grid(strength=strengths)),
     }
 
     def build(model: str, width: int, lr: float) -> SequenceRanker:

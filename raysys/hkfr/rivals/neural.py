@@ -87,8 +87,10 @@ class SequenceRanker:
         )
         task = _Task(self, valid)
         loader = _Loader(self.sequences, answers, config.batch_size, seed)
-        with TemporaryDirectory() as folder, InProcessReporter(show=False) as reporter:
+        with TemporaryDirectory() as folder:
             run = Path(folder)
+            # Not as a context: there is nothing to go on from, so an interrupt just ends it.
+            reporter = InProcessReporter(show=False)
             session = Session(run, reporter, CheckpointStore(run / "checkpoints", keep=1))
             fit(task, loader, config.train.model_copy(update={"seed": seed}), session)
         self.model.eval()
