@@ -76,9 +76,14 @@ def test_the_order_of_lines_within_an_order_does_not_matter(tmp_path: Path) -> N
     assert found[0] == found[1]
 
 
-@pytest.mark.parametrize("cut", ["day", "order"])
-def test_questions_are_the_first_orders_after_what_is_known(tmp_path: Path, cut: str) -> None:
-    rows, data = shop(tmp_path / "d", seed=1, users=30)
+@pytest.mark.parametrize(("cut", "zone_min"), [("day", 0), ("day", -300), ("order", 480)])
+def test_questions_are_the_first_orders_after_what_is_known(
+    tmp_path: Path, cut: str, zone_min: int
+) -> None:
+    rows = random_events(np.random.default_rng(1), [*CATEGORIES, "nowhere"], 30, 28)
+    rows = [{**row, "tz_offset_min": zone_min} for row in rows]
+    data = write_shop(tmp_path / "d", CATEGORIES, rows, CUTS)
+    zone = zone_min * DAY // 1440
     task = NextTask.of_data(data, NextConfig(cut=cut, candidates=3))
     users = data.histories.users.to_pylist()
     mains = plain_orders(rows)
@@ -87,7 +92,8 @@ def test_questions_are_the_first_orders_after_what_is_known(tmp_path: Path, cut:
     assert list(task.names) == names
     expected, end = {}, {}
     for (user, ts), main in mains.items():
-        known = START + (ts - START) // DAY * DAY if cut == "day" else ts
+        midnight = START + (ts + zone - START) // DAY * DAY - zone
+        known = midnight if cut == "day" else ts
         earlier = [t for u, t in mains if u == user and t < ts]
         if main is None or (earlier and max(earlier) >= known):
             continue

@@ -258,6 +258,23 @@ def test_equal_seeds_give_equal_scores(tmp_path: Path) -> None:
     assert np.abs(scores[0] - scores[2]).max() > 1e-3
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("_own_cache")
+def test_what_happens_in_the_test_days_changes_nothing_before(tmp_path: Path) -> None:
+    rows = told_by_views(1, users=20)
+    edge = START + CUTS[1] * DAY
+    changed = [r if r["ts"] < edge else {**r, "item_id": "i5", "behaviour": "cart"} for r in rows]
+    changed.append(event("u1", 23.0, "order", "i5"))
+    changed.append(event("late", 24.0, "order", "i5"))
+    scores = []
+    for number, given in enumerate((rows, changed)):
+        task = task_of(tmp_path / str(number), given)
+        ranker = SequenceRanker(quick(epochs=1))
+        ranker.fit(task.of("train"), task.of("valid"), 0)
+        scores.append(ranker.scores(task.of("valid")))
+    np.testing.assert_array_equal(*scores)
+
+
 # ------------------------------------------------------------------ tuning
 
 

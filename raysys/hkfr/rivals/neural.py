@@ -38,13 +38,13 @@ _SCORED = 512
 
 
 class SequenceConfig(BaseModel):
-    """A sequence rival. length: newest events that are read; typed: whether behaviours are told
-    apart."""
+    """A sequence rival. length: newest events that are read (§2.1: 300); typed: whether behaviours
+    are told apart."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     model: Literal["gru4rec", "sasrec", "bert4rec", "caser", "mbstr"] = "sasrec"
-    length: int = Field(default=50, ge=1, le=300)
+    length: int = Field(default=300, ge=1, le=300)
     width: int = Field(default=64, ge=2, multiple_of=2)
     dropout: float = Field(default=0.2, ge=0, lt=1)
     typed: bool = True
