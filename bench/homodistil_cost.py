@@ -39,6 +39,7 @@ def run(
     steps: int = 60,
     rounds: int = 3,
     threads: int = 1,
+    max_tokens: int = 64,
     seed: int = 0,
     parts: tuple[str, ...] = ("embeddings", "compact", "workers"),
 ) -> Figures:
@@ -57,7 +58,7 @@ def run(
     with tempfile.TemporaryDirectory(prefix="raysys-homodistil-cost-") as scratch:
         folder = Path(scratch)
         if "embeddings" in parts:
-            found |= _embeddings(folder, encoder, drawn, rounds)
+            found |= _embeddings(folder, encoder, drawn, rounds, max_tokens)
         if {"compact", "workers"} & set(parts):
             own = teacher or f"dir:{write_fresh_model(folder / 'own', OWN, drawn)}"
             data = _corpus(folder, drawn)
@@ -99,7 +100,7 @@ def _corpus(folder: Path, texts: list[str]) -> Path:
     return folder / "data"
 
 
-def _embeddings(folder: Path, spec: str, texts: list[str], rounds: int) -> Figures:
+def _embeddings(folder: Path, spec: str, texts: list[str], rounds: int, tokens: int) -> Figures:
     """Texts a second of both, through the engine that embeds."""
     backbone = open_backbone(spec)
     net = load_teacher(backbone)
@@ -108,7 +109,7 @@ def _embeddings(folder: Path, spec: str, texts: list[str], rounds: int) -> Figur
     student.net.save_pretrained(folder / "thin")  # type: ignore[operator]
     backbone.tokenizer().save_pretrained(folder / "thin")
     encoders = {
-        name: TextEncoder(EncoderSpec(backbone=which, max_tokens=64))
+        name: TextEncoder(EncoderSpec(backbone=which, max_tokens=tokens))
         for name, which in (("teacher", spec), ("student", f"dir:{folder / 'thin'}"))
     }
     rates: dict[str, list[float]] = {name: [] for name in encoders}

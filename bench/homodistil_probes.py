@@ -36,7 +36,8 @@ def run(
 
     Raises:
         ConfigError: neither glue nor data.
-        RaysysError: a student of another teacher, a backbone that does not load, or a folder without its files.
+        RaysysError: a student of another teacher, a backbone that does not load, or
+            a folder without its files.
     """
     torch.set_num_threads(threads)
     if glue is None and data is None:

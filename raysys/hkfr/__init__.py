@@ -1,1 +1,2 @@
-"""HKFR: behaviour of many kinds fused into text, an instruction-tuned language model, its features (Yin et al., RecSys 2023)."""  # noqa: E501
+"""HKFR: behaviour of many kinds fused into text, an instruction-tuned language model, its features
+(Yin et al., RecSys 2023)."""

@@ -133,6 +133,26 @@ def test_a_masked_student_learns_what_a_compact_one_does(
 
 
 @pytest.mark.slow
+def test_thinner_heads_are_resumed_and_masked_alike(root: Path, tmp_path: Path) -> None:
+    over = ["attn=intra_head", "loss.attention=1.0", "train.eps=1e-4", "train.max_steps=24"]
+    whole = distil(root, tmp_path / "whole", "bert", *over)
+    assert whole["metrics"]["sizes"] == {"residual": 24, "ffn": 32, "attn": 4}
+    distil(root, tmp_path / "cut", "bert", *over, stop_at=9)
+    again = distil(root, tmp_path / "cut", "bert", *over)
+    assert again["weights_sha256"] == whole["weights_sha256"]
+    distil(root, tmp_path / "hard", "bert", *over, "mode=hard")
+    for name, values in weights(tmp_path / "whole").items():
+        torch.testing.assert_close(weights(tmp_path / "hard")[name], values, atol=2e-4, rtol=2e-3)
+    config = json.loads((tmp_path / "whole" / "hf" / "config.json").read_text())
+    assert (config["hidden_size"], config["num_attention_heads"]) == (24, 6)
+    distil(
+        root, tmp_path / "fresh", "bert", "attn=intra_head", "student=random", "train.max_steps=3"
+    )
+    shapes = [{n: v.shape for n, v in weights(tmp_path / r).items()} for r in ("fresh", "whole")]
+    assert shapes[0] == shapes[1]
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["hard", "soft"])
 def test_masked_students_are_resumed_with_the_same_bits(
     root: Path, tmp_path: Path, mode: str
