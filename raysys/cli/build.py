@@ -1,12 +1,16 @@
 """Build what a trained run needs beside its weights."""
 
+from datetime import date, datetime
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from raysys.hkfr.config import KnowledgeConfig
+from raysys.options import resolve
 from raysys.recipes.catalogue import build_catalogue, write_news_vectors
 from raysys.recipes.cofars_lists import ListsReport, build_lists
+from raysys.recipes.hkfr_knowledge import KnowledgeReport, build_knowledge
 from raysys.recipes.personas import build_personas
 
 app = typer.Typer(no_args_is_help=True, help="Build what a trained run needs beside its weights.")
@@ -81,6 +85,44 @@ def news_vectors(
 ) -> None:
     """Write the ranker's news vectors as Parquet, for retrieval elsewhere."""
     typer.echo(f"{out}: {write_news_vectors(run, out):,} news")
+
+
+@app.command("hkfr-knowledge")
+def hkfr_knowledge(
+    data: Annotated[Path, typer.Option(help="Data set folder: whose events.")],
+    out: Annotated[Path, typer.Option(help="Knowledge store; made if missing.")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="key=value, e.g. backend.name=local_llm days=7")
+    ] = None,
+    day: Annotated[
+        datetime | None,
+        typer.Option(
+            "--date",
+            formats=["%Y-%m-%d"],
+            help="Day of the knowledge, of events before it; by default the one after the last.",
+        ),
+    ] = None,
+    config: Annotated[Path | None, typer.Option(help="YAML file of options.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")] = False,
+) -> None:
+    """Fuse each user's events into a knowledge text: the nightly job of HKFR.
+
+    Only users whose events are new are fused; run again, it goes on where it was interrupted.
+    """
+    wanted: date | None = day.date() if day else None
+    report = build_knowledge(data, out, resolve(KnowledgeConfig, config, overrides or []), wanted)
+    typer.echo(report.model_dump_json() if as_json else _knowledge_sentence(report))
+
+
+def _knowledge_sentence(report: KnowledgeReport) -> str:
+    when = f"{report.dates[0]} to {report.dates[-1]}" if report.dates else "each request"
+    asked = f", {report.llm_calls:,} LLM calls, {report.tokens:,} tokens" * bool(report.llm_calls)
+    return (
+        f"{report.out}: knowledge of {report.users:,} users ({report.cold:,} without events) of "
+        f"{when} by {report.backend}; {report.changed:,} changed{asked}, {report.fallbacks:,} "
+        f"fall-backs, {report.dropped_claims:,} of {report.claims:,} claims dropped, "
+        f"{report.seconds:.1f} s"
+    )
 
 
 def _sentence(report: ListsReport) -> str:
