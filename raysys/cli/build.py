@@ -6,10 +6,11 @@ from typing import Annotated
 
 import typer
 
-from raysys.hkfr.config import KnowledgeConfig
+from raysys.hkfr.config import InstructionConfig, KnowledgeConfig
 from raysys.options import resolve
 from raysys.recipes.catalogue import build_catalogue, write_news_vectors
 from raysys.recipes.cofars_lists import ListsReport, build_lists
+from raysys.recipes.hkfr_instructions import InstructionsReport, build_instructions
 from raysys.recipes.hkfr_knowledge import KnowledgeReport, build_knowledge
 from raysys.recipes.personas import build_personas
 
@@ -112,6 +113,33 @@ def hkfr_knowledge(
     wanted: date | None = day.date() if day else None
     report = build_knowledge(data, out, resolve(KnowledgeConfig, config, overrides or []), wanted)
     typer.echo(report.model_dump_json() if as_json else _knowledge_sentence(report))
+
+
+@app.command("hkfr-instructions")
+def hkfr_instructions(
+    data: Annotated[Path, typer.Option(help="Data set folder: whose requests.")],
+    knowledge: Annotated[Path, typer.Option(help="Store of `raysys build hkfr-knowledge`.")],
+    out: Annotated[Path, typer.Option(help="Folder of the samples.")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="key=value, e.g. train_per_user=10")
+    ] = None,
+    config: Annotated[Path | None, typer.Option(help="YAML file of options.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the folder.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")] = False,
+) -> None:
+    """Word instructions about each user's next order, with answers: what HKFR tunes on."""
+    options = resolve(InstructionConfig, config, overrides or [])
+    report = build_instructions(data, knowledge, out, options, overwrite=overwrite)
+    typer.echo(report.model_dump_json() if as_json else _instructions_sentence(report))
+
+
+def _instructions_sentence(report: InstructionsReport) -> str:
+    parts = ", ".join(f"{count:,} {name}" for name, count in report.samples.items())
+    skipped = "".join(f"; no task {name}: {why}" for name, why in report.skipped.items())
+    return (
+        f"{report.out}: samples {parts} of {len(report.tasks)} tasks; "
+        f"{report.without_knowledge:,} requests without knowledge{skipped}; {report.seconds:.1f} s"
+    )
 
 
 def _knowledge_sentence(report: KnowledgeReport) -> str:
