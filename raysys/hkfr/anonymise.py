@@ -13,7 +13,7 @@ from raysys.hkfr.words import one_line
 
 _DIGITS = 7  # of the shortest telephone number
 
-_LINK = re.compile(r"(?:https?://|www\.)\S+", re.IGNORECASE)
+_LINK = re.compile(r"(?:https?://|www\.)\S*[^\s.,;:!?)]", re.IGNORECASE)
 _EMAIL = re.compile(r"[\w.+-]+@[\w-]+(?:\.[\w-]+)+")
 _PHONE = re.compile(r"(?<!\w)\+?\(?\d[\d\s().\-/]{5,}\d(?!\w)")
 _STREET = "street|str|st|avenue|ave|road|rd|lane|ln|drive|boulevard|blvd|square|terrace"

@@ -100,7 +100,7 @@ class Filter:
         return all(folded(name) in source for name in named if folded(name).strip())
 
     def _capitalised(self, text: str) -> list[str]:
-        words = _WORD.findall(text)
+        words = [re.sub(r"['’]s$", "", word) for word in _WORD.findall(text)]
         return [
             word
             for word in words

@@ -32,11 +32,6 @@ def local_time(ts: int, tz_offset_min: int | None) -> datetime:
     return _EPOCH + timedelta(microseconds=ts + (tz_offset_min or 0) * _MINUTE_US)
 
 
-def day_number(day: date) -> int:
-    """Days since 1970-01-01."""
-    return (day - _EPOCH.date()).days
-
-
 @dataclass(frozen=True)
 class UserLog:
     """The E events of one user in the order of `seq`; rows of the events table."""
@@ -49,12 +44,15 @@ class UserLog:
         """[E] µs UTC, UNKNOWN_TS where null."""
         return self.rows["ts"].fill_null(UNKNOWN_TS).to_numpy().astype(np.int64)
 
+    @cached_property
+    def _local(self) -> Ints:
+        """[E] µs on the user's clock; events without a time lie before all others."""
+        offset = self.rows["tz_offset_min"].fill_null(0).to_numpy().astype(np.int64)
+        return np.where(self.ts == UNKNOWN_TS, UNKNOWN_TS, self.ts + offset * _MINUTE_US)
+
     def before_day(self, day: date) -> int:
         """How many events precede the first one on or after a local day."""
-        offset = self.rows["tz_offset_min"].fill_null(0).to_numpy().astype(np.int64)
-        # Events without a time lie before all others.
-        local = np.where(self.ts == UNKNOWN_TS, UNKNOWN_TS, self.ts + offset * _MINUTE_US)
-        return _first(local >= day_number(day) * DAY_US)
+        return _first(self._local >= (day - _EPOCH.date()).days * DAY_US)
 
     def before(self, ts: int) -> int:
         """How many events precede the first one at or after a moment, µs UTC."""

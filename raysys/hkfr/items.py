@@ -7,6 +7,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from raysys.errors import DataError
 from raysys.hkfr.anonymise import Anonymiser
 from raysys.hkfr.words import one_line
 
@@ -25,7 +26,7 @@ class Item:
 
 
 class Items:
-    """The items by id.
+    """The items by id; an unknown id is a DataError.
 
     Args:
         table: the items table.
@@ -47,7 +48,13 @@ class Items:
         }
 
     def __getitem__(self, item_id: str) -> Item:
-        return self._items[item_id]
+        try:
+            return self._items[item_id]
+        except KeyError as error:
+            raise DataError(
+                f"item {item_id!r} has an event but no row in the items table; see all faults with "
+                "`raysys data check`"
+            ) from error
 
     def values(self) -> Iterable[Item]:
         """All items, in the order of the table."""

@@ -1,4 +1,4 @@
-"""The back-end `remote_llm`: an OpenAI-compatible endpoint, with an end to every wait (§2.2)."""
+"""The back-end `remote_llm`: an OpenAI-compatible endpoint, asked a bounded number of times (§2.2)."""
 
 import json
 import logging

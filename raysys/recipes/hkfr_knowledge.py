@@ -107,7 +107,8 @@ def build_knowledge(
                 target or "requests",
                 job.rows(target),
                 data_card_id=dataset.card.id,
-                options=config.model_dump(mode="json"),
+                # Names of persons are not for everybody who reads the store.
+                options=config.model_dump(mode="json", exclude={"anonymise": {"names"}}),
                 salt=anonymiser.fingerprint,
             )
     newest = job.bound[cuts.targets[-1]]
