@@ -104,12 +104,14 @@ class City:
             )
         )
 
-    def write(self, folder: Path) -> Path:
+    def write(self, folder: Path, version: str = "1") -> Path:
         """A data set folder."""
+        self.events.sort(key=lambda event: (event["user_id"], event["seq"]))
         with DatasetWriter(folder, contexts={"place": "categorical"}) as writer:
             for name in ("items", "events", "impressions"):
                 writer.write(name, pa.Table.from_pylist(getattr(self, name), writer.schemas[name]))
-            writer.commit(CARD, history_behaviours=("click", "order"))
+            card = CARD.model_copy(update={"version": version})
+            writer.commit(card, history_behaviours=("click", "order"))
         return folder
 
 
@@ -131,6 +133,6 @@ def logs(data: Path) -> dict[str, UserLog]:
 def teller(data: Path, anonymise: AnonymiseOptions | None = None, **events: Any) -> Teller:
     """Words of the events of a data set."""
     dataset = Dataset(data)
-    anonymiser = Anonymiser(anonymise or AnonymiseOptions(), dataset.card.id)
+    anonymiser = Anonymiser(anonymise or AnonymiseOptions(), dataset.card.dataset)
     items = Items(dataset.table("items"), anonymiser)
     return Teller(items, anonymiser, validate(EventOptions, events), ["place"])

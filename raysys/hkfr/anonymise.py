@@ -12,6 +12,7 @@ from raysys.hkfr.config import AnonymiseOptions
 from raysys.hkfr.words import one_line
 
 _DIGITS = 7  # of the shortest telephone number
+_READ = 2000  # characters of a text; the patterns take time by its square
 
 _LINK = re.compile(r"(?:https?://|www\.)\S*[^\s.,;:!?)]", re.IGNORECASE)
 _EMAIL = re.compile(r"[\w.+-]+@[\w-]+(?:\.[\w-]+)+")
@@ -31,14 +32,15 @@ class Anonymiser:
 
     Args:
         options: see there.
-        data_card_id: the salt where the environment holds none.
+        dataset: name of the data set, the salt where the environment holds none; equal from night
+            to night.
     """
 
-    def __init__(self, options: AnonymiseOptions, data_card_id: str) -> None:
+    def __init__(self, options: AnonymiseOptions, dataset: str) -> None:
         secret = os.environ.get(options.salt_env)
         self.salted = bool(secret)
         self.opaque_ids = options.opaque_ids
-        self._salt = (secret or data_card_id).encode()
+        self._salt = (secret or dataset).encode()
         self._cell = options.cell_deg
         self._names = [_whole_words(name) for name in sorted(options.names, key=len, reverse=True)]
 
@@ -56,11 +58,11 @@ class Anonymiser:
         """The name of an item or a brand, without what could reach a person."""
         if self.opaque_ids:
             return self.pseudonym(kind, name)
-        return one_line(_without_contacts(name))
+        return one_line(_without_contacts(name[:_READ]))
 
     def free_text(self, text: str, user_id: str) -> str:
         """What a user wrote, without links, mail addresses, names, addresses and telephones."""
-        text = " ".join(text.split())
+        text = " ".join(text[:_READ].split())
         for name in (_whole_words(user_id), *self._names):
             text = name.sub("(name)", text)
         return one_line(_without_contacts(_ADDRESS.sub("(address)", text)))

@@ -18,16 +18,21 @@ _QUOTED = re.compile(r'"([^"]+)"|“([^”]+)”')
 _LONGEST = 8  # words of a catalogue name that is looked for
 # Words that begin sentences, and names of the calendar: capital letters that name nothing.
 _COMMON = frozenset(
-    """a about after all also always among and another as at based because before besides both
-    brand brands but buys by category clicks clicked despite during each even events every
-    everything favours favourite for frequent frequently from given gives goes has have if in
-    interested interests is it its last likes mainly meals more most mostly no not of often on once
-    only or order orders ordered otherwise overall people prefers preference preferences price
-    prices rarely recent recently regularly searched searches seldom shows since so some sometimes
-    tends that the their then there these they this those though to turns typically uses user users
-    usually views viewed visits was when while with without i january february march april may june
-    july august september october november december monday tuesday wednesday thursday friday
-    saturday sunday""".split()
+    re.findall(
+        r"\w+",
+        """
+        a about after all also always among and another as at based because before besides both
+        brand brands but buys by category clicks clicked despite during each even events every
+        everything favours favourite for frequent frequently from given gives goes has have if in
+        interested interests is it its last likes mainly meals more most mostly no not of often on
+        once only or order orders ordered otherwise overall people prefers preference preferences
+        price prices rarely recent recently regularly searched searches seldom shows since so some
+        sometimes tends that the their then there these they this those though to turns typically
+        uses user users usually views viewed visits was when while with without i january february
+        march april may june july august september october november december monday tuesday
+        wednesday thursday friday saturday sunday
+        """,
+    )
 )
 _DEMOGRAPHIC = re.compile(
     r"""\b(?:

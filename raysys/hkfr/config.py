@@ -35,9 +35,9 @@ class EventOptions(_Frozen):
 class AnonymiseOptions(_Frozen):
     """What no model sees.
 
-    salt_env: the environment variable with the salt of pseudonyms; without it the data card's
-    id serves, which is no secret. opaque_ids: pseudonyms for the names of items and brands too.
-    names: names of persons to redact in texts. cell_deg: width in degrees of the cells that
+    salt_env: the environment variable with the salt of pseudonyms; without it the name of the
+    data set serves, which is no secret. opaque_ids: pseudonyms for the names of items and brands
+    too. names: names of persons to redact in texts. cell_deg: width in degrees of the cells that
     stand for a place of which only coordinates are known.
     """
 

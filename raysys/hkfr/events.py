@@ -156,10 +156,8 @@ class Teller:
     def documents(self, log: UserLog, ends: Sequence[int]) -> Iterator[Document]:
         """One document for each of the ends: of the first so many events of the log."""
         pseudonym = self.anonymiser.pseudonym("user", log.user_id)
-        kinds = [
-            log.rows[name].fill_null("").combine_chunks() for name in ("behaviour", "scenario")
-        ]
-        groups = _numbers([f"{a}\n{b}" for a, b in zip(*map(pa.Array.to_pylist, kinds), strict=True)])
+        kinds, scenarios = (log.rows[name].to_pylist() for name in ("behaviour", "scenario"))
+        groups = _numbers([f"{a}\n{b or ''}" for a, b in zip(kinds, scenarios, strict=True)])
         orders = pc.equal(log.rows["behaviour"], "order").to_numpy()
         told: dict[int, Event] = {}
         options = self.options

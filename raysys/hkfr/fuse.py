@@ -67,16 +67,17 @@ class Fuser:
         self.tokens += reply.tokens
         if reply.knowledge is None:
             return self._fallback(document, reply)
-        if not self.fusion.asks or self.config.claims == "off":
-            return self._row(document, reply, self._text(reply.knowledge))
+        kept = reply.knowledge
         before = (self.filter.claims, self.filter.dropped)
-        kept = self.filter(reply.knowledge, document)
-        if kept.empty:
-            why = "nothing that it says stands in the log"
-            return self._fallback(document, Reply(None, why, tokens=reply.tokens))
+        if self.fusion.asks and self.config.claims == "drop":
+            kept = self.filter(kept, document)
         claims, dropped = self.filter.claims - before[0], self.filter.dropped - before[1]
+        text = self._text(kept)
+        if not text.strip():
+            why = f"nothing is left of the answer; {dropped} of {claims} claims were dropped"
+            return self._fallback(document, Reply(None, why, tokens=reply.tokens))
         told = Reply(kept, tokens=reply.tokens)
-        return self._row(document, told, self._text(kept), claims=claims, dropped=dropped)
+        return self._row(document, told, text, claims=claims, dropped=dropped)
 
     def _fallback(self, document: Document, reply: Reply) -> TextRow:
         self.fallbacks += 1

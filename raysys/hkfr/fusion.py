@@ -1,7 +1,7 @@
 """Fusion: a user's document to knowledge, by one of several back-ends behind one call (§2.2)."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, Protocol
 
 from raysys.errors import ConfigError
@@ -19,7 +19,7 @@ from raysys.hkfr.remote import RemoteFusion
 from raysys.hkfr.render import Document
 from raysys.hkfr.replies import Reply
 from raysys.hkfr.summary import VERSION, summarise
-from raysys.hkfr.words import token_count
+from raysys.hkfr.words import within
 from raysys.llm.adapters import adapter_sha256
 from raysys.llm.engine import GenerateSpec, generate
 
@@ -58,16 +58,14 @@ class EventsFusion:
 
     def __call__(self, documents: Sequence[Document]) -> Iterator[tuple[int, Reply]]:
         for place, document in enumerate(documents):
-            yield place, Reply(Knowledge(facts=tuple(self._newest(document))))
-
-    def _newest(self, document: Document) -> Iterator[Statement]:
-        left = self.tokens
-        for number in range(len(document.events), 0, -1):
-            line = document.events[number - 1].line
-            left -= token_count(line)
-            if left < 0:
-                return
-            yield Statement(text=line, events=(f"e{number}",))
+            newest = [event.line for event in reversed(document.events)]
+            kept = within(newest, self.tokens, "\n").split("\n")
+            numbers = range(len(newest), 0, -1)
+            facts = (
+                Statement(text=line, events=(f"e{number}",))
+                for line, number in zip(kept, numbers, strict=False)
+            )
+            yield place, Reply(Knowledge(facts=tuple(facts)))
 
 
 class LocalFusion:
@@ -116,9 +114,7 @@ class LocalFusion:
         prompts = [fusion_prompt(documents[p], self.backend.prompt_chars) for p in places]
         left = iter(places)
         backend = self.backend
-        for answers in generate(
-            spec, prompts, engine=backend.engine, resources=backend.resources
-        ):
+        for answers in generate(spec, prompts, engine=backend.engine, resources=backend.resources):
             for answer in answers:
                 knowledge = None if answer.text is None else parse(answer.text)
                 spent = answer.prompt_tokens + answer.new_tokens

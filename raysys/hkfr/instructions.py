@@ -98,9 +98,8 @@ class KnownAt:
     def _rows(self, name: Any) -> dict[str, tuple[str | None, int | None]]:
         _, rows = self.store.bound(name)
         owner = rows["request_id" if self.requests else "user_id"].to_pylist()
-        return dict(
-            zip(owner, zip(rows["key"].to_pylist(), rows["last_ts"].to_pylist(), strict=True), strict=True)
-        )
+        keys, last = rows["key"].to_pylist(), rows["last_ts"].to_pylist()
+        return dict(zip(owner, zip(keys, last, strict=True), strict=True))
 
 
 def _apart_from_days(manifest: Bound) -> dict[str, Any]:

@@ -28,11 +28,6 @@ class Knowledge(BaseModel):
     interests: tuple[Statement, ...] = ()
     prose: str = ""
 
-    @property
-    def empty(self) -> bool:
-        """Whether it says nothing."""
-        return not (self.facts or self.interests or self.prose)
-
     def text(self, output: str, prose_tokens: int) -> str:
         """The text for prompts: prose of at most `prose_tokens`, and with `record` after it a
         line per interest and per fact, so that a text cut at its end loses the oldest facts."""
@@ -70,13 +65,17 @@ def answer_schema(statements: int, statement_chars: int, prose_chars: int) -> di
 
 def parse(answer: str) -> Knowledge:
     """The knowledge in an answer that fits `answer_schema`."""
-    given = Knowledge.model_validate(json.loads(answer))
-    return Knowledge(
-        facts=tuple(_cleaned(fact) for fact in given.facts),
-        interests=tuple(_cleaned(interest) for interest in given.interests),
-        prose=" ".join(given.prose.split()),
+    given = json.loads(answer)
+    facts, interests = (
+        tuple(
+            Statement(text=_cleaned(statement["text"]), events=tuple(statement["events"]))
+            for statement in given[name]
+        )
+        for name in ("facts", "interests")
     )
+    return Knowledge(facts=facts, interests=interests, prose=_cleaned(given["prose"]))
 
 
-def _cleaned(statement: Statement) -> Statement:
-    return Statement(text=one_line(statement.text), events=statement.events)
+def _cleaned(text: str) -> str:
+    # JSON can spell halves of characters ("\ud83d"), which no file holds.
+    return one_line(text.encode("utf-8", "replace").decode("utf-8"), longest=None)

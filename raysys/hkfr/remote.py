@@ -1,6 +1,5 @@
-"""The back-end `remote_llm`: an OpenAI-compatible endpoint, asked a bounded number of times (§2.2)."""
+"""The back-end `remote_llm`: an OpenAI-compatible endpoint, asked so often and no more (§2.2)."""
 
-import json
 import logging
 import os
 import threading
@@ -21,6 +20,7 @@ from raysys.hkfr.replies import Reply
 from raysys.llm.engine.schema import fault_of_json
 
 _AGAIN = frozenset({408, 429, 500, 502, 503, 504})
+_MOST_TOKENS = 10**7  # of one answer; whoever states more is not believed
 log = logging.getLogger(__name__)
 
 
@@ -155,7 +155,8 @@ def _content(answer: requests.Response) -> tuple[str, int]:
     try:
         body = answer.json()
         content = body["choices"][0]["message"]["content"]
-        used = (body.get("usage") or {}).get("total_tokens", 0)
-    except (json.JSONDecodeError, requests.JSONDecodeError, LookupError, TypeError, AttributeError):
+        used = (body.get("usage") or {}).get("total_tokens")
+    except (ValueError, RecursionError, LookupError, TypeError, AttributeError):
         return "", 0
-    return (content if isinstance(content, str) else ""), (used if isinstance(used, int) else 0)
+    stated = isinstance(used, int) and 0 <= used <= _MOST_TOKENS
+    return (content if isinstance(content, str) else ""), (used if stated else 0)

@@ -1,6 +1,6 @@
 """Events as lines of text: one versioned template per kind of behaviour (§2.2).
 
-    e7 2024-01-20 18:41 ordered product name="Jade Spoon nachos" category="food > mexican" price=14.33
+    e7 2024-01-20 18:41 ordered product name="Jade Spoon" category="food > mexican" price=14.33
 
 Whatever comes from the log stands between double quotes, in one line, without brackets: a value
 that reads like an instruction, or like the end of the log, stays a value.

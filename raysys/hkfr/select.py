@@ -30,7 +30,11 @@ def chosen(
     quota = _shared(np.where(ordered, sizes, 0), ceil(order_share * limit))
     quota += _shared(np.where(ordered, 0, sizes), limit - int(quota.sum()))
     quota += _shared(sizes - quota, limit - int(quota.sum()))
-    newest = [np.flatnonzero(groups == g)[len_ - q :] for g, (len_, q) in enumerate(zip(sizes, quota, strict=True)) if q]
+    newest = [
+        np.flatnonzero(groups == g)[len_ - q :]
+        for g, (len_, q) in enumerate(zip(sizes, quota, strict=True))
+        if q
+    ]
     return np.sort(np.concatenate(newest))
 
 

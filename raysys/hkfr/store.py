@@ -28,7 +28,8 @@ from raysys.data.files import new_folder, sha256_file, standing, write_text
 from raysys.errors import DataError
 from raysys.llm.parts import part_number, replaced
 
-HEADER, MANIFEST, TABLE, REQUESTS = "knowledge.json", "manifest.json", "knowledge.parquet", "requests"
+HEADER, MANIFEST, TABLE = "knowledge.json", "manifest.json", "knowledge.parquet"
+REQUESTS = "requests"
 
 TEXTS = pa.schema(
     [

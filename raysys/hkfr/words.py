@@ -18,10 +18,13 @@ MEALTIMES = tuple(name for _, name in _MEALTIMES)
 DAY_KINDS = ("weekday", "weekend")
 
 
-def one_line(value: str) -> str:
+def one_line(value: str, longest: int | None = _LONGEST) -> str:
     """The value in one line, in NFC, without control characters and without the brackets that
-    could make it look like a delimiter or a special token of a model."""
-    return " ".join(printable(value[:_LONGEST]).translate(_BRACKETS).split())
+    could make it look like a delimiter or a special token of a model.
+
+    longest: characters of the value that are kept.
+    """
+    return " ".join(printable(value[:longest]).translate(_BRACKETS).split())
 
 
 def quoted(value: str) -> str:

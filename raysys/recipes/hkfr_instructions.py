@@ -58,7 +58,7 @@ def build_instructions(
     known = KnownAt(KnowledgeStore(knowledge), dataset.card.id, config.max_age_days)
     table = dataset.table("items")
     options = AnonymiseOptions.model_validate(known.bound.options["anonymise"])
-    anonymiser = Anonymiser(options, dataset.card.id)
+    anonymiser = Anonymiser(options, dataset.card.dataset)
     if options.opaque_ids and anonymiser.fingerprint != known.bound.salt:
         raise ConfigError(
             f"{knowledge}: its pseudonyms have another salt; put that one into the environment "

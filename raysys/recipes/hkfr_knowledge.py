@@ -1,4 +1,4 @@
-"""The nightly job of HKFR: what is known of each user, fused anew where events are new (§2.2, §7)."""
+"""The nightly job of HKFR: what is known of each user, fused where events are new (§2.2, §7)."""
 
 import time
 from collections import defaultdict
@@ -82,7 +82,7 @@ def build_knowledge(
         raise ConfigError(
             f"{data}: no event has a time, so there are no days; pass as_of_request=true"
         )
-    anonymiser = Anonymiser(config.anonymise, dataset.card.id)
+    anonymiser = Anonymiser(config.anonymise, dataset.card.dataset)
     items = Items(dataset.table("items"), anonymiser)
     fuser = Fuser(config, open_fusion(config.backend, anonymiser), items.names())
     contexts = [n for n, kind in dataset.manifest.contexts.items() if kind == "categorical"]

@@ -151,7 +151,9 @@ def test_02_budget_and_quotas(
         # Of equals, which one gets the odd event is left open.
         wanted = [q + m for q, m in zip(quota, more, strict=True)]
         assert sorted(counts) == sorted(wanted)
-    assert chosen(codes, ordered, limit, share, "recent").tolist() == list(range(len(groups)))[-limit:]
+    assert (
+        chosen(codes, ordered, limit, share, "recent").tolist() == list(range(len(groups)))[-limit:]
+    )
 
 
 def test_02_the_order_of_the_input_does_not_matter(city: Path) -> None:
