@@ -38,6 +38,7 @@ from raysys.options import load_yaml
 from raysys.recipes.registry import ready
 
 SUBJECT = Subject(name="larr", over="no-scene", placebos=PLACEBOS)
+FOLD = "{fold}"
 NO_FIGURES = "no published figures compared: LARR is reconstructed, and none are known"
 
 
@@ -66,7 +67,9 @@ def run(
     a seed. config: of `ctr/larr`; what the arms have in common. encoder:
     whose vectors LARR's arms read, by default an off-the-shelf one, without stages 1 and 2;
     pooling: its pooling. variants: encoders that lack a stage, e.g. {no-cpt: dir:RUN/hf}. small: an
-    encoder of a few layers, dir:RUN/hf, that learns with the ranker: the upper reference. rows,
+    encoder of a few layers, dir:RUN/hf, that learns with the ranker: the upper reference. Of folds
+    each has its own, which has not learned from the fold's test rows: {fold} in a spec is the
+    fold's number, from 0. rows,
     valid_rows, users, seeds, other_seeds, max_core_hours: see `Sizes`; they hold for each of the
     two folders. On `placebo` only the arms run that a claim names.
     window: events that arms which search the history see, by default as many as the longest has,
@@ -79,6 +82,12 @@ def run(
     base = load_yaml(Path(config))
     if "larr" not in base:
         raise ConfigError(f"{config}: no config of ctr/larr; it has no section larr")
+    specs = [encoder, *(variants or {}).values(), *([] if small is None else [small])]
+    if "," in data and any(s.startswith("dir:") and FOLD not in s for s in specs):
+        raise ConfigError(
+            "folds of one log, but one encoder for all: it has learned from what others test; "
+            f"name one for each, as in dir:runs/encoder-{FOLD}/hf"
+        )
     sizes = Sizes(
         rows=rows,
         valid_rows=valid_rows,
@@ -102,7 +111,15 @@ def run(
         def train(folder: str, at: Path, share: Sizes) -> Fold:
             prepared = prepare(Dataset(folder))
             seen, _ = seen_of(prepared, users, window)
-            chosen = arms(base, encoder, encoders, seen, pooling, small)
+            fold = at.name.removeprefix("fold-")
+            chosen = arms(
+                base,
+                encoder.replace(FOLD, fold),
+                {name: spec.replace(FOLD, fold) for name, spec in encoders.items()},
+                seen,
+                pooling,
+                None if small is None else small.replace(FOLD, fold),
+            )
             _encode(chosen, base, folder)
             # No claim asks for the others where the law is off.
             studied = chosen if name == "data" else [arm for arm in chosen if arm.named]

@@ -25,6 +25,7 @@ BENCHES = {
     "ctr-train": "bench.ctr_train",
     "embed": "bench.embed",
     "gap": "bench.gap",
+    "homodistil-fair": "bench.homodistil_fair",
     "larr-fair": "bench.larr_fair",
     "longctr": "bench.longctr",
     "metrics": "bench.metrics",

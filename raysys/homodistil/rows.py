@@ -1,6 +1,7 @@
 """Documents as rows of tokens, and what is to be predicted of them."""
 
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,11 +17,17 @@ _ORDER, _MASKS = 1, 2  # what is drawn
 _MASK, _OTHER = 0.8, 0.9  # of these: the mask token, another one, and the rest as they are
 
 
+_SENTENCE = re.compile(r"(?<=[.!?])\s+|\n+")
+_SHORTEST = 3  # words of a sentence
+
+
 class Rows(NamedTuple):
-    """input_ids [B, S]; labels [B, S], −100 where nothing is predicted."""
+    """input_ids [B, S]; labels [B, S], −100 where nothing is predicted; mask [B, S] bool, True = a
+    real token."""
 
     input_ids: Tensor
     labels: Tensor
+    mask: Tensor
 
 
 def packed(texts: Iterable[str], tokenizer: Any, width: int) -> Ints:
@@ -35,7 +42,7 @@ def packed(texts: Iterable[str], tokenizer: Any, width: int) -> Ints:
         end = tokenizer.eos_token_id
     flat: list[int] = []
     for text in texts:
-        flat += tokenizer(text, add_special_tokens=False)["input_ids"]
+        flat += tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
         if end is not None:
             flat.append(end)
     count = len(flat) // width
@@ -44,19 +51,48 @@ def packed(texts: Iterable[str], tokenizer: Any, width: int) -> Ints:
     return np.array(flat[: count * width], np.int64).reshape(count, width)
 
 
+def sentences(texts: Iterable[str], tokenizer: Any, width: int) -> list[list[int]]:
+    """The tokens of each different sentence with the model's own first and last token, cut to
+    `width`.
+
+    Raises:
+        DataError: no sentence of three words.
+    """
+    found = (part.strip() for text in texts for part in _SENTENCE.split(text))
+    distinct = list(dict.fromkeys(part for part in found if len(part.split()) >= _SHORTEST))
+    if not distinct:
+        raise DataError(f"no sentence of {_SHORTEST} words in the corpus")
+    ids: list[list[int]] = tokenizer(distinct, truncation=True, max_length=width)["input_ids"]
+    return ids
+
+
 class RowLoader:
     """Global batches of `batch_rows` rows, drawn anew each epoch.
 
-    masked: some tokens of each row are to be told from the others, equally many in every row, and
-    by the mask token, else each from those before it. A batch is a function of its place alone.
+    rows: [N, S], or rows of many lengths, which are padded. masked: some tokens of each row are to
+    be told from the others, equally many in every row, and by the mask token, else each from those
+    before it. together: rows that one worker gets as one. A batch is a function of its place alone.
     """
 
     def __init__(
-        self, rows: Ints, batch_rows: int, seed: int, tokenizer: Any, *, masked: bool
+        self,
+        rows: Ints | Sequence[Sequence[int]],
+        batch_rows: int,
+        seed: int,
+        tokenizer: Any,
+        *,
+        masked: bool,
+        together: int = 1,
     ) -> None:
         self.rows, self.batch_rows, self.seed, self.masked = rows, batch_rows, seed, masked
         self.mask_token, self.vocabulary = tokenizer.mask_token_id, len(tokenizer)
+        self.pad, self.together = tokenizer.pad_token_id or 0, together
         self.steps_per_epoch = -(-len(rows) // batch_rows)
+
+    @property
+    def tokens(self) -> int:
+        """Of all rows, without padding."""
+        return sum(len(row) for row in self.rows)
 
     def batch(self, epoch: int, step: int, part: int, parts: int) -> Rows | None:
         """See `raysys.training.task.Loader`."""
@@ -64,16 +100,19 @@ class RowLoader:
         picked = order.permutation(len(self.rows))[
             step * self.batch_rows : (step + 1) * self.batch_rows
         ]
-        mine = picked[part::parts]
+        mine = picked[np.arange(len(picked)) // self.together % parts == part]
         if not len(mine):
             return None
-        return self.told(self.rows[mine], epoch, mine)
+        return self.told(mine, epoch)
 
-    def told(self, rows: Ints, epoch: int, places: Ints) -> Rows:
-        """Rows [B, S] with what is to be predicted; places: what the draw of each depends on."""
+    def told(self, places: Ints, epoch: int) -> Rows:
+        """The rows [B, S] at these places with what is to be predicted; the draw of each depends on
+        its place."""
+        rows, mask = self._padded(places)
+        real = torch.from_numpy(mask)
         if not self.masked:
             ids = torch.from_numpy(rows)
-            return Rows(ids, ids)
+            return Rows(ids, torch.where(real, ids, -100), real)
         ids, labels = rows.copy(), np.full_like(rows, -100)
         count = max(1, round(MASKED * rows.shape[1]))
         for row, place in enumerate(places.tolist()):
@@ -85,7 +124,18 @@ class RowLoader:
             ids[row, at] = np.where(
                 how < _MASK, self.mask_token, np.where(how < _OTHER, other, rows[row, at])
             )
-        return Rows(torch.from_numpy(ids), torch.from_numpy(labels))
+        return Rows(torch.from_numpy(ids), torch.from_numpy(labels), real)
+
+    def _padded(self, places: Ints) -> tuple[Ints, npt.NDArray[np.bool_]]:
+        if isinstance(self.rows, np.ndarray):
+            rows = self.rows[places]
+            return rows, np.ones(rows.shape, bool)
+        picked = [self.rows[place] for place in places.tolist()]
+        lengths = np.array([len(row) for row in picked])
+        mask = np.arange(lengths.max()) < lengths[:, None]
+        rows = np.full(mask.shape, self.pad, np.int64)
+        rows[mask] = np.concatenate([np.asarray(row, np.int64) for row in picked])
+        return rows, mask
 
 
 def _draw(seed: int, purpose: int, epoch: int, place: int = 0) -> np.random.Generator:

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from raysys.homodistil.groups import Group
 from raysys.homodistil.keep import Keep
 
-Score = Literal["magnitude", "sensitivity", "sensitivity_ema", "platon", "random"]
+Score = Literal["magnitude", "sensitivity", "sensitivity_ema", "platon", "random", "activation"]
+Norm = Literal["mean", "none", "rank"]
 BETA_1, BETA_2 = 0.85, 0.95
 
 
@@ -53,7 +54,7 @@ class Scores(nn.Module):
     @torch.no_grad()
     def update(self, model: nn.Module, scale: float = 1.0) -> None:
         """Take the gradients of a step, times `scale`."""
-        if self.kind in ("magnitude", "random"):
+        if self.kind in ("magnitude", "random", "activation"):
             return
         for name, parameter in self._own(model):
             if parameter.grad is None:
@@ -89,13 +90,30 @@ class Scores(nn.Module):
                     values = values.index_select(dim, rows.to(values.device))
                 store[name] = values
 
+    def of_units(
+        self, groups: Sequence[Group], model: nn.Module, norm: Norm = "mean"
+    ) -> dict[str, Tensor]:
+        """The score of each unit by group."""
+        weights = self.of_weights(model)
+        return {group.name: of_units(group, weights, norm) for group in groups}
+
+    def forget(self, alive: Mapping[str, Tensor]) -> None:
+        """Nothing is known any more of weights that are gone."""
+        for store in (self.average, self.uncertainty):
+            for name, values in list(store.items()):
+                if name in alive:
+                    store[name] = values * alive[name]
+
     def _own(self, model: nn.Module) -> Iterable[tuple[str, nn.Parameter]]:
         return ((n, p) for n, p in model.named_parameters() if n in self.names)
 
 
-def of_units(group: Group, weights: Mapping[str, Tensor]) -> Tensor:
-    """[size] score of each unit: Σ over the member matrices of the L1 of its slice over the mean
-    slice of that matrix, or the embedding would decide alone."""
+def of_units(group: Group, weights: Mapping[str, Tensor], norm: Norm = "mean") -> Tensor:
+    """[size] score of each unit: Σ over the member matrices of the L1 of its slice.
+
+    norm: `mean`: over the mean slice of that matrix, or the embedding would decide alone; `rank`:
+    by the place of the slice among those of its matrix; `none`: as it is.
+    """
     total = torch.zeros(group.size)
     for member in group.members:
         values = weights.get(member.parameter)
@@ -104,14 +122,17 @@ def of_units(group: Group, weights: Mapping[str, Tensor]) -> Tensor:
         if values is None or values.dim() < 2:
             continue
         rows = values.movedim(member.dim, 0).reshape(group.size, -1).sum(1).cpu()
-        total += rows / rows.mean().clamp(min=1e-30)
+        if norm == "mean":
+            rows = rows / rows.mean().clamp(min=1e-30)
+        elif norm == "rank":
+            rows = rows.argsort(stable=True).argsort(stable=True).float()
+        total += rows
     return total
 
 
-def best(groups: Sequence[Group], weights: Mapping[str, Tensor], left: Mapping[str, int]) -> Keep:
+def best(units: Mapping[str, Tensor], left: Mapping[str, int]) -> Keep:
     """The units of each group with the highest scores, `left` of them; of equals the first."""
-    keep: Keep = {}
-    for group in groups:
-        order = of_units(group, weights).argsort(descending=True, stable=True)
-        keep[group.name] = order[: left[group.name]].sort().values
-    return keep
+    return {
+        name: found.argsort(descending=True, stable=True)[: left[name]].sort().values
+        for name, found in units.items()
+    }

@@ -1,9 +1,8 @@
 """The student: a copy of its teacher that becomes thinner, and what is remembered of it."""
 
-import copy
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -12,10 +11,11 @@ from raysys.errors import ConfigError
 from raysys.homodistil.groups import LLAMA, Group, Kind, groups_of
 from raysys.homodistil.keep import Keep, shrink
 from raysys.homodistil.losses import Projections
-from raysys.homodistil.schedule import units_left
-from raysys.homodistil.scores import Named, Score, Scores, best
+from raysys.homodistil.masks import Masks
+from raysys.homodistil.scores import Named, Norm, Score, Scores, best
 
 Kept = dict[str, dict[int, Tensor]]
+Mode = Literal["compact", "hard", "soft"]
 
 
 def targets(model: nn.Module, ratio: float) -> dict[Kind, int]:
@@ -44,41 +44,88 @@ def targets(model: nn.Module, ratio: float) -> dict[Kind, int]:
 
 
 class Student(nn.Module):
-    """net: the Hugging Face model; projections: W of the losses; scores: of its weights; kept: of
-    each group the teacher's units that are left."""
+    """What is trained, and what is remembered of it.
 
-    def __init__(self, teacher: nn.Module, score: Score, seed: int = 0) -> None:
+    net: a Hugging Face model, its own from now on. width: of the teacher. score, norm, seed: see
+    `Scores` and `of_units`. mode: what is lost is cut off (`compact`), masked at the old size with
+    the same numbers (`hard`), or zeroed, and may come back until the last event (`soft`).
+
+    projections: W of the losses; scores: of its weights; kept: of each group the units that it
+    began with and that are left.
+    """
+
+    def __init__(
+        self,
+        net: nn.Module,
+        width: int,
+        score: Score = "platon",
+        seed: int = 0,
+        *,
+        norm: Norm = "mean",
+        mode: Mode = "compact",
+    ) -> None:
         super().__init__()
-        self.net = copy.deepcopy(teacher)
+        self.net, self.norm, self.mode = net, norm, mode
         self.groups: list[Group] = groups_of(self.net)
-        self.whole = {group.name: group for group in self.groups}
+        self.whole = self.groups
         config: Any = self.net.config
-        self.projections = Projections(config.num_hidden_layers, config.hidden_size)
+        self.projections = Projections(config.num_hidden_layers, config.hidden_size, width)
         names = [member.parameter for group in self.groups for member in group.members]
         self.scores = Scores(score, self.net, names, seed)
+        self.masks = Masks(self.net, self.groups) if mode != "compact" else None
+        # Of a masked student: whether what is lost is lost for good.
+        self.register_buffer("bound", torch.zeros((), dtype=torch.bool))
         self.kept = Named()
         for group in self.groups:
             self.kept[group.name] = torch.arange(group.size)
 
-    def sizes(self, share: float, goal: Mapping[Kind, int]) -> dict[str, int]:
-        """Units of each group at a remaining share; never more than there are."""
-        return {
-            group.name: min(group.size, units_left(self.whole[group.name], share, goal[group.kind]))
-            for group in self.groups
-        }
+    def prune(
+        self, sizes: Mapping[Kind, int], *, last: bool, units: Mapping[str, Tensor] | None = None
+    ) -> Kept | None:
+        """Keep the best units, so many of each kind of group.
 
-    def prune(self, left: Mapping[str, int]) -> Kept | None:
-        """Keep the best units, so many of each group; None where that is all of them. Gives what
-        was kept of which of this module's parameters."""
-        if all(left[group.name] == group.size for group in self.groups):
-            return None
-        return self._cut(best(self.groups, self.scores.of_weights(self.net), left))
+        last: no event follows. units: their scores, by default those of their weights. Gives what
+        was kept of which of this module's parameters; None of a masked student, which keeps all.
+        """
+        if units is None:
+            if self.masks is not None:
+                self.masks.apply()
+            units = self.scores.of_units(self.groups, self.net, self.norm)
+        left = {group.name: sizes[group.kind] for group in self.groups}
+        if self.masks is None:
+            return self._cut(best(units, left))
+        if self.mode == "hard" or bool(self.bound):
+            units = {name: _only(found, self.kept[name]) for name, found in units.items()}
+        self._hide(best(units, left), bind=self.mode == "hard" or last)
+        return None
+
+    def steady(self) -> None:
+        """Before each forward pass: what is masked is zero."""
+        if self.masks is not None:
+            self.masks.apply()
 
     def reshape(self, stored: Mapping[str, Tensor]) -> None:
-        """Lose what the student that was stored had lost; this one is still whole."""
+        """Lose what the student that was stored had lost; this one has lost nothing, or the same
+        before its first step."""
         keep = {g.name: stored[f"kept.{g.name.replace('.', '/')}"] for g in self.groups}
-        if any(len(keep[group.name]) < group.size for group in self.groups):
+        if all(len(keep[g.name]) == len(self.kept[g.name]) for g in self.groups):
+            return
+        if self.masks is None:
             self._cut(keep)
+        else:
+            self._hide(keep, bind=bool(stored["bound"]))
+
+    def finish(self) -> None:
+        """Cut off what was masked; the model is a stock one then."""
+        if self.masks is None:
+            return
+        self.masks.apply()
+        self.masks.release()
+        keep = {g.name: self.kept[g.name].cpu() for g in self.groups}
+        self.masks = None
+        for group in self.groups:
+            self.kept[group.name] = torch.arange(group.size)
+        self._cut(keep)
 
     def heads(self) -> dict[int, Tensor]:
         """Layer → the teacher's attention heads that are left."""
@@ -94,6 +141,17 @@ class Student(nn.Module):
             if group.kind == "attn"
         }
 
+    def _hide(self, keep: Keep, *, bind: bool) -> None:
+        assert self.masks is not None
+        for name, units in keep.items():
+            self.kept[name] = units.to(self.kept[name].device)
+        if not bind:
+            self.masks.zero(keep)
+            return
+        self.bound.fill_(True)
+        self.masks.bind(keep)
+        self.scores.forget(self.masks.alive)
+
     def _cut(self, keep: Keep) -> Kept:
         kept = shrink(self.net, self.groups, keep)
         self.scores.slice(kept)
@@ -107,3 +165,11 @@ class Student(nn.Module):
         return own | {
             f"projections.{name}": {0: residual} for name, _ in self.projections.named_parameters()
         }
+
+
+def _only(units: Tensor, among: Tensor) -> Tensor:
+    """Scores of what is left; below all others that of what is gone."""
+    out = torch.full_like(units, -1.0)
+    among = among.to(units.device)
+    out[among] = units[among]
+    return out

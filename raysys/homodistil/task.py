@@ -1,6 +1,6 @@
 """Distillation as a task of the training loop: losses, scores, and smaller shapes on time."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -8,10 +8,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity, cross_entropy
 
+from raysys.homodistil.activations import Activations
 from raysys.homodistil.groups import Kind
-from raysys.homodistil.losses import Distances, LossWeights, distances
+from raysys.homodistil.losses import Distances, LossWeights, distances, mean_pooled
+from raysys.homodistil.plan import Event
 from raysys.homodistil.rows import Rows
-from raysys.homodistil.schedule import Schedule
 from raysys.homodistil.student import Student
 from raysys.training import World
 
@@ -21,10 +22,10 @@ _AT_ONCE = 16
 class DistillTask:
     """L of every row of a batch, the rows' mean being the loss.
 
-    goal: units that are left at the end. every: steps between two events, ΔT. masked: labels are of
-    the very tokens, else of the next ones. A model without an LM
-    head, a sentence encoder, is held against the mean of its teacher's last states instead of the
-    task and the teacher's predictions.
+    planned: when the student becomes thinner. layers: the teacher's layer of each of the student's,
+    the same by default. together: so many rows are compared with each other. masked: labels are of
+    the very tokens, else of the next ones. A model without an LM head, a sentence encoder, is held
+    against the mean of its teacher's last states instead of the task and the teacher's predictions.
     """
 
     def __init__(
@@ -32,87 +33,140 @@ class DistillTask:
         student: Student,
         teacher: nn.Module,
         weights: LossWeights,
-        schedule: Schedule | None,
-        goal: Mapping[Kind, int],
-        every: int,
+        planned: Sequence[Event],
         held_out: Rows,
         *,
         masked: bool,
+        layers: Sequence[int] | None = None,
+        together: int = 1,
     ) -> None:
         self.model, self.teacher = student, teacher.eval().requires_grad_(False)
-        self.weights, self.schedule, self.goal, self.every = weights, schedule, goal, every
-        self.held_out, self.masked = held_out, masked
+        self.weights, self.held_out, self.masked = weights, held_out, masked
+        self.planned, self.layers = {event.step: event for event in planned}, layers
+        self.together, self.headed = together, headed(teacher)
+        self.taught = taught(weights, teacher)
         self._more: dict[str, Any] = dict(output_hidden_states=True)
         if weights.attention:
             self._more["output_attentions"] = True
 
     def loss(self, batch: Rows) -> tuple[Tensor, Tensor]:
         """See `Task`."""
-        task, found = self.parts(batch)
         rows = len(batch.input_ids)
-        total = self.weights.task * task + found.total(self.weights)
+        if self.taught:
+            task, found = self.parts(batch)
+            total = self.weights.task * task + found.total(self.weights)
+        else:
+            self.model.steady()
+            own = self.model.net(input_ids=batch.input_ids, attention_mask=batch.mask.long())
+            total = self.weights.task * self._task(own, self._labels(batch))
         return total * rows, torch.tensor(float(rows))
 
     def parts(self, batch: Rows) -> tuple[Tensor, Distances]:
         """L_task and the distances, each the mean over the batch's rows; every row predicts
         equally many tokens, so that means over tokens are means over rows."""
-        own = self.model.net(input_ids=batch.input_ids, **self._more)
+        self.model.steady()
+        given = dict(input_ids=batch.input_ids, attention_mask=batch.mask.long(), **self._more)
+        own = self.model.net(**given)
+        heads = self.model.heads()
+        if self.model.masks is not None and getattr(own, "attentions", None):
+            own.attentions = tuple(
+                maps[:, heads[layer].to(maps.device)] for layer, maps in enumerate(own.attentions)
+            )
         self.teacher.to(batch.input_ids.device)  # the loop moves the student only
         with torch.no_grad():
-            other = self.teacher(input_ids=batch.input_ids, **self._more)
-        mask = torch.ones_like(batch.input_ids, dtype=torch.bool)
-        labels = batch.labels
-        if not self.masked:
-            labels = torch.full_like(batch.labels, -100)
-            labels[:, :-1] = batch.labels[:, 1:]
+            other = self.teacher(**given)
+        labels = self._labels(batch)
         found = distances(
             own,
             other,
             self.model.projections,
-            mask,
+            batch.mask,
             labels != -100,
             temperature=self.weights.temperature,
-            heads=self.model.heads(),
+            heads=heads,
+            layers=self.layers,
+            together=self.together,
         )
         if getattr(own, "logits", None) is not None:
-            return cross_entropy(own.logits.flatten(0, 1), labels.flatten()), found
-        pooled = own.last_hidden_state.mean(1) @ self.model.projections.hidden[-1]
-        return 1 - cosine_similarity(pooled, other.last_hidden_state.mean(1)).mean(), found
+            return self._task(own, labels), found
+        pooled = mean_pooled(own, batch.mask) @ self.model.projections.hidden[-1]
+        return 1 - cosine_similarity(pooled, mean_pooled(other, batch.mask)).mean(), found
+
+    def _labels(self, batch: Rows) -> Tensor:
+        if self.masked:
+            return batch.labels
+        labels = torch.full_like(batch.labels, -100)
+        labels[:, :-1] = batch.labels[:, 1:]
+        return labels
+
+    @staticmethod
+    def _task(own: Any, labels: Tensor) -> Tensor:
+        return cross_entropy(own.logits.flatten(0, 1), labels.flatten())
 
     def validate(self, world: World) -> dict[str, float]:
-        """`loss`, `kl` and `hidden` on held-out rows, the same for every student; `share`: of the
+        """What `measure` finds on the held-out rows, the same for every student."""
+        return self.measure(self.held_out)
+
+    def measure(self, held: Rows) -> dict[str, float]:
+        """`loss`, `hidden`, and `kl` or of a sentence encoder `similarity`; `share`: of the
         teacher's weights that are left."""
-        sums = np.zeros(4)
-        for begin in range(0, len(self.held_out.input_ids), _AT_ONCE):
+        sums = np.zeros(5)
+        for begin in range(0, len(held.input_ids), _AT_ONCE):
             device = next(self.model.parameters()).device
-            part = Rows(*(rows[begin : begin + _AT_ONCE].to(device) for rows in self.held_out))
+            part = Rows(*(rows[begin : begin + _AT_ONCE].to(device) for rows in held))
             task, found = self.parts(part)
-            sums += len(part.input_ids) * np.array(
-                [float(task), float(found.kl), float(found.hidden), 1]
-            )
+            values = (task, found.kl, found.hidden, found.similarity)
+            sums += len(part.input_ids) * np.array([*map(float, values), 1])
         own, whole = (
             sum(p.numel() for p in net.parameters()) for net in (self.model.net, self.teacher)
         )
-        names = ("loss", "kl", "hidden")
-        return {**dict(zip(names, sums[:3] / sums[3], strict=True)), "share": own / whole}
+        names = ("loss", "kl", "hidden", "similarity")
+        found_here = dict(zip(names, sums[:4] / sums[4], strict=True))
+        del found_here["similarity" if self.headed else "kl"]
+        return {**found_here, "share": own / whole}
 
     # ------------------------------------------------------- see `Shrinking`
 
     def observe(self, scale: float) -> None:
-        """Bring the scores up to date."""
-        if self.schedule is not None:
+        """Bring the scores up to date, while they are still asked for."""
+        if self.planned:
             self.model.scores.update(self.model.net, scale)
 
     def shrink(self, step: int, steps: int) -> Mapping[str, Mapping[int, Tensor]] | None:
-        """An event every ΔT steps, while the schedule asks for it, and where it ends."""
-        schedule = self.schedule
-        if schedule is None:
-            return None
-        ends = step >= schedule.end * steps > step - 1
-        if step % self.every and not ends:
-            return None
-        return self.model.prune(self.model.sizes(schedule.remaining(step, steps), self.goal))
+        """What is planned."""
+        event = self.planned.get(step)
+        return None if event is None else self.model.prune(event.sizes, last=event.last)
 
     def reshape(self, stored: Mapping[str, Tensor]) -> None:
         """Lose what had been lost."""
         self.model.reshape(stored)
+
+    # ---------------------------------------------------------------------
+
+    def calibrate(self, batches: Iterable[Rows], goal: Mapping[Kind, int]) -> None:
+        """Prune before the first step, by scores of so many batches that nothing learns from."""
+        student, units = self.model, None
+        student.train()
+        if student.scores.kind == "activation":
+            with Activations(student.net, student.groups) as found, torch.no_grad():
+                for batch in batches:
+                    student.net(input_ids=batch.input_ids, attention_mask=batch.mask.long())
+            units = found.sums
+        else:
+            for batch in batches:
+                total, rows = self.loss(batch)
+                total.backward()
+                student.scores.update(student.net, 1.0 / float(rows))
+                student.zero_grad(set_to_none=True)
+        student.prune(goal, last=True, units=units)
+
+
+def headed(model: nn.Module) -> bool:
+    """Whether a model predicts tokens."""
+    return type(model).__name__.endswith(("ForCausalLM", "ForMaskedLM"))
+
+
+def taught(weights: LossWeights, teacher: nn.Module) -> bool:
+    """Whether the teacher is asked for anything that is learned from."""
+    asked = (weights.kl, weights.hidden, weights.attention, weights.embedding)
+    return not headed(teacher) or any(asked)

@@ -1,9 +1,11 @@
 """Train `llm/homodistil`: a thin student out of a teacher, on a corpus."""
 
+import copy
 import json
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import numpy as np
 import torch
 from pydantic import (
     BaseModel,
@@ -18,27 +20,43 @@ from torch import nn
 
 from raysys.artifacts.language import save_language_run
 from raysys.data.dataset import Dataset
-from raysys.errors import ArtifactError, ConfigError, DataError
-from raysys.homodistil.groups import groups_of
+from raysys.errors import ConfigError, DataError
+from raysys.homodistil.begin import load_teacher, random_student, shallow_student
+from raysys.homodistil.groups import Kind, groups_of
 from raysys.homodistil.losses import LossWeights
-from raysys.homodistil.rows import RowLoader, packed
+from raysys.homodistil.pictures import losses, speed_table, widths
+from raysys.homodistil.plan import Event, Shape, events, training_flops
+from raysys.homodistil.rows import RowLoader, Rows, packed, sentences
 from raysys.homodistil.schedule import Schedule
-from raysys.homodistil.scores import Score
-from raysys.homodistil.student import Student, targets
-from raysys.homodistil.task import DistillTask
-from raysys.llm.backbones import Backbone, BackboneSpec, open_backbone
+from raysys.homodistil.scores import Norm, Score
+from raysys.homodistil.speed import speeds
+from raysys.homodistil.student import Mode, Student, targets
+from raysys.homodistil.task import DistillTask, headed
+from raysys.llm.backbones import BackboneSpec, open_backbone
+from raysys.tracking.figures import write_figure
+from raysys.tracking.metrics_log import METRICS_LOG, read_records
 from raysys.training import Session, TrainConfig, World, fit
 
 Positive = Annotated[int, Field(ge=1)]
+_TIMED = 16  # rows by which the speed is told
 
 
 class HomoDistilRecipe(BaseModel):
     """`llm/homodistil`.
 
     data: a corpus. teacher: a backbone of the BERT or Llama family; it stays as it is. ratio: of
-    heads, width and neurons that are left at the end, by the schedule. every: steps between two
-    events. row_tokens: of a row; batch_rows: of a global batch. held_rows: held-out rows that are
-    validated on, at most.
+    heads, width and neurons that are left at the end, by the schedule (its start and end are shares
+    of all steps). every: steps between two events.
+
+    student: what it begins as, a copy of the teacher, random weights of the final shape, or the
+    teacher's layers, so many that it is as large as the final shape. mode: see `Student`. score,
+    norm: see `Scores`, `of_units`. calibration: batches by which units are scored and lost before
+    the first step, without a schedule.
+
+    unit: texts one after the other in rows of row_tokens, or a row for each sentence, cut to them
+    (a sentence encoder reads sentences). batch_rows: of a global batch. together: rows of a batch
+    that are compared by `loss.similarity`. held_rows: of the held-out rows that are validated on,
+    and of those of the test part, which are looked at once, at most.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -50,11 +68,17 @@ class HomoDistilRecipe(BaseModel):
     schedule: Literal["cubic", "linear", "exponential", "stairs", "oneshot"] = "cubic"
     start: Annotated[float, Field(ge=0, lt=1)] = 0.0
     end: Annotated[float, Field(gt=0, le=1)] = 0.7
+    student: Literal["teacher", "random", "shallow"] = "teacher"
+    mode: Mode = "compact"
     score: Score = "platon"
+    norm: Norm = "mean"
+    calibration: Annotated[int, Field(ge=0)] = 0
     every: Positive = 10
     loss: LossWeights = LossWeights()
+    unit: Literal["packed", "sentences"] = "packed"
     row_tokens: Annotated[int, Field(ge=8)] = 128
     batch_rows: Positive = 16
+    together: Positive = 16
     held_rows: Positive = 64
     train: TrainConfig = Field(
         default=TrainConfig(
@@ -68,6 +92,14 @@ class HomoDistilRecipe(BaseModel):
         self.pruning  # noqa: B018 - refuses a start behind the end
         if self.train.early_stopping is not None:
             raise ValueError("train.early_stopping: an earlier student is a bigger one; leave it")
+        if self.score == "activation" and not self.calibration:
+            raise ValueError("score=activation: is taken from calibration=N batches; give N")
+        if self.student != "teacher" and (self.calibration or self.mode != "compact"):
+            raise ValueError(
+                f"student={self.student} loses nothing: leave calibration and mode as they are"
+            )
+        if self.loss.similarity and self.unit != "sentences":
+            raise ValueError("loss.similarity: compares sentences; set unit=sentences")
         return self
 
     @property
@@ -101,6 +133,8 @@ def ready(config: HomoDistilRecipe) -> Dataset:
     net = load_teacher(backbone)
     groups_of(net)
     targets(net, config.ratio)
+    if config.unit == "sentences" and headed(net):
+        raise ConfigError(f"unit=sentences: {config.teacher} predicts tokens; use unit=packed")
     for part in ("train", "valid"):
         _texts(dataset, part)
     return dataset
@@ -109,27 +143,33 @@ def ready(config: HomoDistilRecipe) -> Dataset:
 def train(config: HomoDistilRecipe, session: Session) -> dict[str, Any]:
     """What every worker runs; rank 0 writes the run folder."""
     dataset, backbone = _corpus(config), open_backbone(config.teacher)
-    tokenizer, net = backbone.tokenizer(), load_teacher(backbone)
-    masked = "MaskedLM" in type(net).__name__
-    parts = {
-        part: packed(_texts(dataset, part), tokenizer, config.row_tokens)
-        for part in ("train", "valid")
-    }
-    loader = RowLoader(
-        parts["train"], config.batch_rows, config.train.seed, tokenizer, masked=masked
-    )
-    some = parts["valid"][: config.held_rows]
-    # The same for every seed, so that students can be compared.
-    judge = RowLoader(some, config.batch_rows, 0, tokenizer, masked=masked)
-    held = judge.told(some, 0, torch.arange(len(some)).numpy())
-    student = Student(net, config.score, config.train.seed)
-    goal = targets(net, config.ratio)
+    tokenizer, teacher = backbone.tokenizer(), load_teacher(backbone)
+    masked = "MaskedLM" in type(teacher).__name__
+    loader = batches_of(config, dataset, tokenizer, masked=masked)
+    held = _held(config, dataset, tokenizer, "valid", masked=masked)
+    goal = targets(teacher, config.ratio)
+    student, layers = _student(config, teacher, goal)
+    begun = Shape.of(student.net)
+    steps = config.train.total_steps(loader.steps_per_epoch)
+    planned: list[Event] = []
+    if config.student == "teacher" and not config.calibration:
+        planned = events(student.groups, config.pruning, goal, config.every, steps)
     task = DistillTask(
-        student, net, config.loss, config.pruning, goal, config.every, held, masked=masked
-    )
+        student, teacher, config.loss, planned, held,
+        masked=loader.masked, layers=layers, together=config.together,
+    )  # fmt: skip
     with torch.no_grad():
         before = task.validate(World.current(config.train.device)) if _leads(config) else {}
+    if config.calibration:
+        batches = (loader.batch(0, step, 0, 1) for step in range(config.calibration))
+        task.calibrate((batch for batch in batches if batch is not None), goal)
+        begun = Shape.of(student.net)
     result = fit(task, loader, config.train, session)
+    test = {}
+    if _leads(config) and _has(dataset, "test"):
+        with torch.no_grad():
+            test = task.measure(_held(config, dataset, tokenizer, "test", masked=masked))
+    student.finish()
     summary: dict[str, Any] = {
         "step": result.step,
         "epochs": result.epochs,
@@ -139,31 +179,55 @@ def train(config: HomoDistilRecipe, session: Session) -> dict[str, Any]:
     }
     if not _leads(config):
         return summary
-    sizes = {name: int(value) for name, value in goal.items()}
+    row = loader.tokens / len(loader.rows)
+    told = dict(
+        units=targets(teacher, 1.0)["attn"],
+        row=round(row),
+        step_tokens=round(row * config.batch_rows),
+        taught=task.taught,
+        compact=config.mode == "compact",
+    )
+    whole = Shape.of(teacher)
+    calibrating = training_flops(whole, whole, [], config.calibration, **told)
+
+    def spent(steps: int) -> float:
+        return training_flops(whole, begun, planned, steps, **told)
+
     metrics = {
-        "teacher": before,
+        "begin": before,
         "student": result.metrics,
-        "sizes": sizes,
+        "test": test,
+        "sizes": {name: int(value) for name, value in goal.items()},
         "rows": len(loader.rows),
-        "tokens_seen": result.step * config.batch_rows * config.row_tokens,
+        "tokens_seen": round(result.step * config.batch_rows * row),
+        "flops": {"training": spent(result.step), "calibration": calibrating},
     }
+    speed = speeds(teacher, student.net, Rows(*(values[:_TIMED] for values in held)))
 
     def write(scratch: Path) -> None:
         student.net.save_pretrained(scratch / "hf")
         tokenizer.save_pretrained(scratch / "hf")
-        told = {
+        pruning = {
             "teacher_sha256": backbone.sha256,
             "kept": {name: units.tolist() for name, units in student.kept.items()},
             "schedule": config.pruning.model_dump(),
             "score": config.score,
         }
-        (scratch / "hf" / "pruning.json").write_text(json.dumps(told) + "\n", encoding="utf-8")
+        (scratch / "hf" / "pruning.json").write_text(json.dumps(pruning) + "\n", encoding="utf-8")
 
-    summary["metrics"] = metrics
+    log = read_records(session.run_dir / METRICS_LOG)
+    figures = {"speed": speed_table(speed), **losses(log, spent)}
+    if config.student != "shallow":
+        full = targets(teacher, 1.0)
+        first = full if planned else goal
+        figures["widths"] = widths(full, first, planned, result.step)
+    for name, figure in figures.items():
+        write_figure(session.run_dir, name, figure)
+    summary |= {"metrics": metrics, "speed": speed}
     summary["model_id"] = save_language_run(
         session.run_dir,
         write,
-        model=f"transformers:{type(net).__name__}",
+        model=f"transformers:{type(teacher).__name__}",
         recipe=config.recipe,
         recipe_options=config.model_dump(mode="json", context={"identity": True}),
         backbone={
@@ -173,38 +237,49 @@ def train(config: HomoDistilRecipe, session: Session) -> dict[str, Any]:
         },
         data_card=dataset.card,
         card_text=_card(config, dataset, metrics),
-        metrics=metrics,
+        metrics={**metrics, "speed": speed},
     )
     return summary
 
 
-def load_teacher(backbone: Backbone) -> nn.Module:
-    """The model as its folder says it is, in float32, dropout off, attention written out.
+def _student(
+    config: HomoDistilRecipe, teacher: nn.Module, goal: dict[Kind, int]
+) -> tuple[Student, list[int] | None]:
+    """The student before its first step, and the teacher's layers of its own where it has fewer."""
+    seed, layers = config.train.seed, None
+    if config.student == "random":
+        net = random_student(teacher, goal, seed)
+    elif config.student == "shallow":
+        net, layers = shallow_student(teacher, goal)
+    else:
+        net = copy.deepcopy(teacher)
+    width: int = teacher.config.hidden_size
+    student = Student(net, width, config.score, seed, norm=config.norm, mode=config.mode)
+    return student, layers
 
-    Raises:
-        ArtifactError: it does not load.
-    """
-    import transformers
 
-    names = backbone.config.get("architectures") or ["AutoModel"]
-    auto = {
-        "ForMaskedLM": transformers.AutoModelForMaskedLM,
-        "ForCausalLM": transformers.AutoModelForCausalLM,
-    }
-    kind = next((c for tail, c in auto.items() if names[0].endswith(tail)), transformers.AutoModel)
-    try:
-        net: nn.Module = kind.from_pretrained(
-            backbone.path, dtype=torch.float32, trust_remote_code=False, use_safetensors=True,
-            attn_implementation="eager",
-        )  # fmt: skip
-    except (ValueError, OSError, KeyError, RuntimeError) as error:
-        raise ArtifactError(f"{backbone.spec}: does not load ({error})") from error
-    for module in net.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
-        if hasattr(module, "attention_dropout"):
-            module.attention_dropout = 0.0
-    return net
+def batches_of(
+    config: HomoDistilRecipe, dataset: Dataset, tokenizer: Any, *, masked: bool
+) -> RowLoader:
+    """What is trained on."""
+    rows = _cut(config, dataset, tokenizer, "train")
+    together = config.together if config.loss.similarity else 1
+    seed = config.train.seed
+    return RowLoader(rows, config.batch_rows, seed, tokenizer, masked=masked, together=together)
+
+
+def _held(
+    config: HomoDistilRecipe, dataset: Dataset, tokenizer: Any, part: str, *, masked: bool
+) -> Rows:
+    """Held-out rows, the same for every seed, so that students can be compared."""
+    some = _cut(config, dataset, tokenizer, part)[: config.held_rows]
+    judge = RowLoader(some, config.batch_rows, 0, tokenizer, masked=masked)
+    return judge.told(np.arange(len(some)), 0)
+
+
+def _cut(config: HomoDistilRecipe, dataset: Dataset, tokenizer: Any, part: str) -> Any:
+    cut = sentences if config.unit == "sentences" else packed
+    return cut(_texts(dataset, part), tokenizer, config.row_tokens)
 
 
 def _leads(config: HomoDistilRecipe) -> bool:
@@ -218,6 +293,10 @@ def _corpus(config: HomoDistilRecipe) -> Dataset:
             f"{config.data}: no documents in it; import texts with `raysys data import corpus`"
         )
     return dataset
+
+
+def _has(dataset: Dataset, part: str) -> bool:
+    return part in set(dataset.table("documents", ["split"])["split"].to_pylist())
 
 
 def _texts(dataset: Dataset, part: str) -> list[str]:

@@ -71,7 +71,7 @@ class TrainConfig(BaseModel):
     weight_decay: float = Field(
         default=0.0, ge=0, description="decoupled; matrices only, never biases or embeddings"
     )
-    schedule: Literal["constant", "cosine", "linear"] = "constant"
+    schedule: Literal["constant", "cosine", "linear", "late"] = "constant"
     warmup_steps: int = Field(default=0, ge=0)
     final_lr_fraction: float = Field(default=0.0, ge=0, le=1)
     clip_norm: float | None = Field(default=None, gt=0)
@@ -122,3 +122,8 @@ class TrainConfig(BaseModel):
         if info.context and info.context.get("identity"):
             return {name: value for name, value in fields.items() if name not in self.EXECUTION}
         return fields
+
+    def total_steps(self, steps_per_epoch: int) -> int:
+        """T, updates of a whole run."""
+        steps = self.epochs * steps_per_epoch
+        return steps if self.max_steps is None else min(steps, self.max_steps)

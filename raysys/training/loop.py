@@ -108,9 +108,7 @@ class _Fit:
             shard(self.model, world, config.precision)
         if config.compile:
             self.model.compile()
-        self.total = config.epochs * loader.steps_per_epoch
-        if config.max_steps is not None:
-            self.total = min(self.total, config.max_steps)
+        self.total = config.total_steps(loader.steps_per_epoch)
         if self.total < 1:
             raise ConfigError("the loader has no batches: the training part of the data is empty")
         self.shrinking = task if isinstance(task, Shrinking) else None

@@ -51,8 +51,9 @@ def exported(root: Path, runs: dict[str, Path]) -> dict[str, Path]:
     return files
 
 
-def test_inputs_are_the_batch_without_masks_labels_and_owners() -> None:
+def test_inputs_are_the_batch_without_masks_labels_owners_and_edits() -> None:
     derived = {"history_mask", "candidate_mask", "clicks", "orders", "owner"}
+    derived |= {"hidden"}  # what a reader has hidden is edited where the model is served
     assert {*export.INPUTS} == {field.name for field in fields(Batch)} - derived
 
 

@@ -205,6 +205,13 @@ def test_learning_rate(schedule: Any, warmup: int, total: int, floor: float) -> 
         assert fall[-1] == pytest.approx(0.5 * floor)
 
 
+def test_a_rate_that_falls_late() -> None:
+    config = TrainConfig(lr=0.5, schedule="late", warmup_steps=10, final_lr_fraction=0.2)
+    rates = [learning_rate(config, step, 101) for step in range(101)]
+    assert rates[:10] == sorted(rates[:10]) and set(rates[9:71]) == {0.5}
+    assert rates[85] == pytest.approx(0.3) and rates[100] == pytest.approx(0.1)
+
+
 @settings(deadline=None)
 @given(steps=st.lists(st.lists(st.integers(0, 5), min_size=1, max_size=6), min_size=1, max_size=5))
 def test_row_adam_is_torch_sparse_adam(steps: list[list[int]]) -> None:

@@ -16,6 +16,7 @@ from bench.larr_arms import arms, claims
 from bench.larr_fair import stages, verdict
 from raysys.data.dataset import Dataset
 from raysys.data.prepared import prepare
+from raysys.errors import ConfigError
 from raysys.metrics import ScoredRows
 from raysys.options import load_yaml, merge, parse_overrides
 from raysys.recipes.larr import LarrRecipe
@@ -250,3 +251,9 @@ def test_one_command_gives_figures_words_and_a_page_and_resumes(
     again = larr_fair.run(**options)
     assert asked == [5, 8, *[1] * 5]
     assert again["data"]["claims"] == found["claims"]
+
+
+def test_folds_need_an_encoder_each(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"one encoder for all: .*\{fold\}"):
+        larr_fair.run("A,B", out=str(tmp_path / "study"), encoder="dir:one")
+    assert not (tmp_path / "study").exists()

@@ -1,0 +1,104 @@
+"""One training of HomoDistil's fair test, and what its student is worth."""
+
+import hashlib
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict
+
+from raysys.data.dataset import Dataset
+from raysys.data.files import write_text
+from raysys.errors import ConfigError
+from raysys.homodistil.probes import agreement, retrieval
+from raysys.llm.encoder import EncoderSpec, TextEncoder
+from raysys.recipes.homodistil import HomoDistilRecipe
+from raysys.recipes.registry import run as train
+
+_RECORD = "cell.json"
+PROBED = 300  # documents of the test part
+
+
+class Trained(BaseModel):
+    """metrics: of the run. probes: of its vectors. seconds: of one core."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    config_sha256: str
+    metrics: dict[str, Any]
+    probes: dict[str, float]
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Cell:
+    """folder: of the run. probed: whether its vectors are looked at, too."""
+
+    folder: Path
+    config: HomoDistilRecipe
+    probed: bool
+
+    def finished(self) -> Trained | None:
+        """What an earlier call left here, if it came to the end.
+
+        Raises:
+            ConfigError: the folder holds a training with other options, data or teacher.
+        """
+        path = self.folder / _RECORD
+        if not path.is_file():
+            return None
+        done = Trained.model_validate_json(path.read_text(encoding="utf-8"))
+        if done.config_sha256 != self._sha256():
+            raise ConfigError(
+                f"{self.folder}: trained with other options, data or teacher; name another out "
+                "folder, or remove it"
+            )
+        return done
+
+    def _sha256(self) -> str:
+        told = self.config.model_dump_json(context={"identity": True})
+        data = Dataset(self.config.data).manifest.hash
+        return hashlib.sha256(f"{told} {data} {self.probed}".encode()).hexdigest()
+
+
+def run_cell(cell: Cell) -> Trained:
+    """Train and probe, or go on where an earlier call stopped; the record is written last."""
+    begin = time.process_time()
+    result: dict[str, Any] = train(cell.config, cell.folder, show_progress=False).result
+    seconds = time.process_time() - begin
+    probes: dict[str, float] = {}
+    if cell.probed:
+        student = f"dir:{cell.folder / 'hf'}"
+        probes = probe(student, cell.config.teacher, cell.config.data)
+    done = Trained(
+        config_sha256=cell._sha256(), metrics=result["metrics"], probes=probes, seconds=seconds
+    )
+    write_text(cell.folder / _RECORD, done.model_dump_json() + "\n")
+    # Many runs lie side by side; what is only needed to go on takes the most room.
+    shutil.rmtree(cell.folder / "checkpoints", ignore_errors=True)
+    return done
+
+
+def probe(student: str, teacher: str, data: str) -> dict[str, float]:
+    """Titles that find their texts among those of the test part (r@1, mrr), and Spearman of the
+    cosines with the teacher's."""
+    documents = Dataset(data).table("documents", ["split", "title", "text"]).to_pylist()
+    test = [row for row in documents if row["split"] == "test"]
+    titled = [row for row in test if row["title"]][:PROBED]
+    encoder = _encoder(student)
+    found: dict[str, float] = {}
+    if titled:
+        titles, texts = ([row[name] for row in titled] for name in ("title", "text"))
+        asked = retrieval(titles, texts, encoder)
+        found = {"r@1": asked["r@1"], "mrr": asked["mrr"]}
+    texts = [row["text"] for row in test[:PROBED]]
+    own, other = (np.asarray(encode(texts)) for encode in (encoder, _encoder(teacher)))
+    found["spearman"] = agreement(own, other)
+    return found
+
+
+def _encoder(spec: str) -> TextEncoder:
+    return TextEncoder(EncoderSpec(backbone=spec, max_tokens=128))
