@@ -95,10 +95,10 @@ class RemoteBackend(_Llm):
     """An OpenAI-compatible endpoint: `url` + /chat/completions. It sees the rendered events, so
     it is off unless `enabled`.
 
-    api_key_env: the environment variable with the key. timeout_s: of one try; retries: further
-    tries after a timeout, a lost connection, 429 or 5xx, waiting backoff_s, twice that, ..., at
-    most backoff_max_s. give_up_after: users in a row without an answer after which the endpoint
-    is left alone for the rest of the run.
+    api_key_env: the environment variable with the key. timeout_s: longest wait for an answer to
+    begin, or to go on; retries: further tries after a timeout, a lost connection, 429 or 5xx,
+    waiting backoff_s, twice that, ..., at most backoff_max_s. give_up_after: users in a row
+    without an answer after which the endpoint is left alone for the rest of the run.
     """
 
     name: Literal["remote_llm"] = "remote_llm"

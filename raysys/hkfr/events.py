@@ -42,7 +42,8 @@ class UserLog:
     @cached_property
     def ts(self) -> Ints:
         """[E] µs UTC, UNKNOWN_TS where null."""
-        return self.rows["ts"].fill_null(UNKNOWN_TS).to_numpy().astype(np.int64)
+        ts: Ints = self.rows["ts"].fill_null(UNKNOWN_TS).to_numpy().astype(np.int64)
+        return ts
 
     @cached_property
     def _local(self) -> Ints:

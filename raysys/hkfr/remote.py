@@ -20,6 +20,7 @@ from raysys.hkfr.replies import Reply
 from raysys.llm.engine.schema import fault_of_json
 
 _AGAIN = frozenset({408, 429, 500, 502, 503, 504})
+_LOST = (requests.Timeout, requests.ConnectionError, requests.exceptions.ChunkedEncodingError)
 _MOST_TOKENS = 10**7  # of one answer; whoever states more is not believed
 log = logging.getLogger(__name__)
 
@@ -72,13 +73,12 @@ class RemoteFusion:
         why, tokens = "", 0
         for call in (1, 2):
             if self._unanswered >= self.backend.give_up_after:
-                return Reply(None, "the endpoint was given up", lasting=False, calls=call - 1)
+                return Reply(None, lasting=False, calls=call - 1)
             try:
                 answer = self._posted(document)
             except requests.RequestException as error:
-                self._count_unanswered()
-                why = f"{type(error).__name__}: {error}"
-                return Reply(None, why, lasting=False, calls=call, tokens=tokens)
+                self._count_unanswered(error)
+                return Reply(None, lasting=False, calls=call, tokens=tokens)
             with self._lock:
                 self._unanswered = 0
             content, used = _content(answer)
@@ -119,7 +119,7 @@ class RemoteFusion:
                     # Events go to the host that was named, and to no other.
                     allow_redirects=False,
                 )
-            except (requests.Timeout, requests.ConnectionError):
+            except _LOST:
                 if not left:
                     raise
             else:
@@ -132,15 +132,16 @@ class RemoteFusion:
             wait *= 2
         raise AssertionError("the last try returns or raises")
 
-    def _count_unanswered(self) -> None:
+    def _count_unanswered(self, error: Exception) -> None:
         with self._lock:
             self._unanswered += 1
             if self._unanswered == self.backend.give_up_after:
                 log.warning(
-                    "%s gave no answer for %d users in a row: the others of this run get the "
+                    "%s gave no answer for %d users in a row (%s): the others of this run get the "
                     "template's text, and are tried again by the next run",
                     self.backend.url,
                     self._unanswered,
+                    error,
                 )
 
 
@@ -158,5 +159,6 @@ def _content(answer: requests.Response) -> tuple[str, int]:
         used = (body.get("usage") or {}).get("total_tokens")
     except (ValueError, RecursionError, LookupError, TypeError, AttributeError):
         return "", 0
-    stated = isinstance(used, int) and 0 <= used <= _MOST_TOKENS
-    return (content if isinstance(content, str) else ""), (used if stated else 0)
+    if not isinstance(used, int) or not 0 <= used <= _MOST_TOKENS:
+        used = 0
+    return (content if isinstance(content, str) else ""), used
