@@ -8,7 +8,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 Answer = tuple[int, str, dict[str, str]]  # status, body, headers
-SILENCE = 0  # status of an answer that never comes
+SILENCE, HANG_UP = 0, 1  # statuses of an answer that never comes, and of none
 
 
 def completion(content: str, tokens: Any = 7) -> Answer:
@@ -55,6 +55,7 @@ class _Handler(BaseHTTPRequestHandler):
         status, text, headers = self.server.reply(body)
         if status == SILENCE:
             self.server.closing.wait()
+        if status in (SILENCE, HANG_UP):
             return
         self.send_response(status)
         for name, value in {**headers, "content-length": str(len(text.encode()))}.items():

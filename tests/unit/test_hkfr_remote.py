@@ -9,7 +9,7 @@ from typing import Any
 import hkfr_city
 import pytest
 from hkfr_city import City
-from hkfr_endpoint import GOOD, SILENCE, Answer, Endpoint, completion, said, serving
+from hkfr_endpoint import GOOD, HANG_UP, SILENCE, Answer, Endpoint, completion, said, serving
 
 from raysys.errors import ConfigError
 from raysys.hkfr.store import KnowledgeStore
@@ -18,6 +18,7 @@ from raysys.recipes.hkfr_knowledge import KnowledgeReport
 DAY = date(2024, 1, 5)
 BUSY: Answer = (429, "later", {"Retry-After": "0"})
 BROKEN: Answer = (503, "", {})
+GONE: Answer = (HANG_UP, "", {})
 SILENT: Answer = (SILENCE, "", {})
 
 
@@ -76,10 +77,9 @@ def test_what_is_sent_and_kept(city: Path, tmp_path: Path) -> None:
     assert (again.changed, again.llm_calls, endpoint.bodies) == (0, 0, [])
 
 
-def test_busy_broken_and_silent_endpoints_are_asked_again(city: Path, tmp_path: Path) -> None:
+def test_busy_broken_and_lost_endpoints_are_asked_again(city: Path, tmp_path: Path) -> None:
     # One user needs three tries, the next one three more.
-    answers = (BUSY, BROKEN, GOOD, SILENT, BUSY, GOOD)
-    report, endpoint = asked(city, tmp_path / "k", *answers, timeout_s=0.2)
+    report, endpoint = asked(city, tmp_path / "k", BUSY, BROKEN, GOOD, GONE, BUSY, GOOD)
     assert (report.llm_calls, report.fallbacks) == (3, 0)
     assert len(endpoint.bodies) == 7
     assert {row["backend"] for row in rows(tmp_path / "k")} == {"remote_llm"}
@@ -87,13 +87,13 @@ def test_busy_broken_and_silent_endpoints_are_asked_again(city: Path, tmp_path: 
 
 @pytest.mark.parametrize(
     "answers",
-    [[BROKEN] * 3, [BUSY] * 3, [SILENT] * 3, [(401, "", {})], [(302, "", {"Location": "/v2"})]],
-    ids=["broken", "busy", "silent", "refused", "elsewhere"],
+    [[BROKEN] * 3, [BUSY] * 3, [GONE] * 3, [(401, "", {})], [(302, "", {"Location": "/v2"})]],
+    ids=["broken", "busy", "gone", "refused", "elsewhere"],
 )
 def test_without_an_answer_the_template_stands_in_until_the_next_run(
     city: Path, tmp_path: Path, answers: list[Answer]
 ) -> None:
-    report, endpoint = asked(city, tmp_path / "k", *answers, timeout_s=0.2)
+    report, endpoint = asked(city, tmp_path / "k", *answers)
     assert (report.fallbacks, report.changed) == (1, 4)
     assert len(endpoint.bodies) == len(answers) + 2
     assert sorted(row["backend"] for row in rows(tmp_path / "k")) == [
@@ -106,6 +106,13 @@ def test_without_an_answer_the_template_stands_in_until_the_next_run(
     assert sum((row["key"], row["text"]) in own for row in rows(tmp_path / "k")) == 1
     again, endpoint = asked(city, tmp_path / "k")
     assert (again.changed, again.llm_calls, again.fallbacks) == (1, 1, 0)
+
+
+@pytest.mark.slow
+def test_a_silent_endpoint_is_not_waited_for(city: Path, tmp_path: Path) -> None:
+    answers = (SILENT, GOOD, SILENT, SILENT, GOOD)
+    report, endpoint = asked(city, tmp_path / "k", *answers, timeout_s=3, retries=1)
+    assert (report.llm_calls, report.fallbacks, len(endpoint.bodies)) == (3, 1, 5)
 
 
 JUNK = {
