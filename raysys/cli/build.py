@@ -143,7 +143,8 @@ def _instructions_sentence(report: InstructionsReport) -> str:
 
 
 def _knowledge_sentence(report: KnowledgeReport) -> str:
-    when = f"{report.dates[0]} to {report.dates[-1]}" if report.dates else "each request"
+    ends = sorted({*report.dates[:1], *report.dates[-1:]})
+    when = " to ".join(ends) or "each request"
     asked = f", {report.llm_calls:,} LLM calls, {report.tokens:,} tokens" * bool(report.llm_calls)
     return (
         f"{report.out}: knowledge of {report.users:,} users ({report.cold:,} without events) of "
