@@ -30,8 +30,9 @@ def _facts(events: list[Numbered]) -> Iterator[Statement]:
     wanted = {*newest.values(), *orders}
     for number, event in reversed(events):
         if number in wanted:
+            day = f"{event.when:%Y-%m-%d}: " if event.when else ""
             last = "last " if newest[event.behaviour] == number else ""
-            text = f"{_day(event)}: {last}{event.behaviour} {_what(event)}"
+            text = f"{day}{last}{event.behaviour} {_what(event)}"
             yield Statement(text=text, events=(f"e{number}",))
 
 
@@ -40,8 +41,10 @@ def _interests(events: list[Numbered]) -> Iterator[Statement]:
     for kind, of in _GROUPS.items():
         for name, members in _ranked(events, of)[:_TOP]:
             orders = sum(event.behaviour == "order" for _, event in members)
-            since = _day(members[-1][1])
-            text = f"{kind} {quoted(name)}: {len(members)} events, {orders} orders, last {since}"
+            when = members[-1][1].when
+            last = f", last {when:%Y-%m-%d}" if when else ""
+            counts = f"{_counted(len(members), 'event')}, {_counted(orders, 'order')}"
+            text = f"{kind} {quoted(name)}: {counts}{last}"
             evidence = tuple(f"e{number}" for number, _ in reversed(members[-_EVIDENCE:]))
             yield Statement(text=text, events=evidence)
 
@@ -51,8 +54,9 @@ def _prose(events: list[Numbered]) -> str:
     for _, event in events:
         counts[event.behaviour] += 1
     kinds = ", ".join(f"{counts[kind]} {kind}" for kind in TEMPLATES if kind in counts)
-    days = f" from {_day(events[0][1])} to {_day(events[-1][1])}"
-    said = [f"The user has {len(events)} known events{days}: {kinds}."]
+    dated = [event.when for _, event in events if event.when]
+    days = f" from {dated[0]:%Y-%m-%d} to {dated[-1]:%Y-%m-%d}" if dated else ""
+    said = [f"The user has {_counted(len(events), 'known event')}{days}: {kinds}."]
     newest = {event.behaviour: event for _, event in events}
     for kind in ("search", "favourite", "cart", "order"):
         if kind in newest:
@@ -84,8 +88,8 @@ def _ranked(
     return sorted(groups.items(), key=lambda pair: (-weight[pair[0]], pair[0]))
 
 
-def _day(event: Event) -> str:
-    return f"{event.when:%Y-%m-%d}" if event.when else "an unknown day"
+def _counted(number: int, what: str) -> str:
+    return f"{number} {what}{'s' * (number != 1)}"
 
 
 def _what(event: Event) -> str:

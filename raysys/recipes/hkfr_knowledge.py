@@ -35,7 +35,7 @@ Target = date | None  # None: the requests
 class KnowledgeReport(BaseModel):
     """What a run did.
 
-    users: with knowledge, on any of the dates; cold: those without an event on the last one;
+    users: with knowledge; cold: those without an event by the last date, or at any request;
     changed: users with a text that the store lacked; texts: new ones; tokens: that models read and
     wrote; fallbacks: texts of the template in a model's place; claims, dropped_claims: statements
     and sentences of models, and those that their users' events do not support.
@@ -112,13 +112,14 @@ def build_knowledge(
                 salt=anonymiser.fingerprint,
             )
     newest = job.bound[cuts.targets[-1]]
+    known = {row["user_id"] for row in newest}
     return KnowledgeReport(
         out=str(out),
         data_card_id=dataset.card.id,
         backend=config.backend.name,
         dates=tuple(target.isoformat() for target in cuts.targets if target),
-        users=len({row["user_id"] for row in newest}),
-        cold=len({row["user_id"] for row in newest if row["cold"]}),
+        users=len(known),
+        cold=len(known - {row["user_id"] for row in newest if not row["cold"]}),
         changed=len(job.changed),
         texts=job.texts,
         llm_calls=fuser.llm_calls,

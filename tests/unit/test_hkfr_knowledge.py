@@ -196,7 +196,7 @@ def test_the_template_counts() -> None:
     assert 'The last order was "Red Thai" "food > thai".' in told.prose
     # An order weighs four clicks.
     assert 'Turns most to "thai", "pizza".' in told.prose
-    assert told.interests[0].text == 'category "thai": 2 events, 1 orders, last 2024-01-02'
+    assert told.interests[0].text == 'category "thai": 2 events, 1 order, last 2024-01-02'
     assert told.interests[0].events == ("e2", "e1")
     assert [fact.events for fact in told.facts] == [("e4",), ("e2",)]
     assert token_count(told.text("prose", 20)) <= 20
@@ -258,7 +258,10 @@ def test_sets_without_times_or_scenarios(tmp_path: Path) -> None:
         hkfr_city.build(data, tmp_path / "k")
     assert not (tmp_path / "k").exists()
     report = hkfr_city.build(data, tmp_path / "k", as_of_request=True, events={"limit": 10})
-    assert report.users == 4 and report.dates == ()
+    assert (report.users, report.cold, report.dates) == (4, 1, ())
+    told = KnowledgeStore(tmp_path / "k").texts()["text"].to_pylist()
+    assert not any("None" in text or "unknown day" in text for text in told)
+    assert any(text.startswith("The user has 10 known events: ") for text in told)
     _, bound = KnowledgeStore(tmp_path / "k").bound("requests")
     ends = {row["impression_id"]: row["history_end"] for row in City(timed=False).impressions}
     kinds = ("click", "order")
