@@ -65,7 +65,9 @@ def run(
         RaysysError: what a training raised.
     """
     where = Path(out)
-    if not {"train", "valid", "test"} <= set(Dataset(data).table("documents")["split"].to_pylist()):
+    if not {"train", "valid", "test"} <= set(
+        Dataset(data).table("documents", ["split"])["split"].to_pylist()
+    ):
         raise DataError(f"{data}: documents of the parts train, valid and test are needed")
     own = teacher is None
     if teacher is None:

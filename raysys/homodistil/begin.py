@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from raysys.errors import ArtifactError
-from raysys.homodistil.groups import LLAMA, Kind
+from raysys.homodistil.groups import LLAMA, Attn, Kind
 from raysys.llm.backbones import Backbone
 
 
@@ -36,21 +36,25 @@ def load_teacher(backbone: Backbone) -> nn.Module:
     return _still(net)
 
 
-def random_student(teacher: nn.Module, goal: Mapping[Kind, int], seed: int) -> nn.Module:
+def random_student(
+    teacher: nn.Module, goal: Mapping[Kind, int], seed: int, attn: Attn = "heads"
+) -> nn.Module:
     """A model of the shape that is to be reached, its weights drawn."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        net = type(teacher)(_config(teacher, goal))  # type: ignore[call-arg]
+        net = type(teacher)(_config(teacher, goal, attn))  # type: ignore[call-arg]
     return _still(net.to(dtype=torch.float32))
 
 
-def shallow_student(teacher: nn.Module, goal: Mapping[Kind, int]) -> tuple[nn.Module, list[int]]:
+def shallow_student(
+    teacher: nn.Module, goal: Mapping[Kind, int], attn: Attn = "heads"
+) -> tuple[nn.Module, list[int]]:
     """The teacher with fewer layers, evenly spread and the last among them; and which they are.
 
     As many as come nearest to the weights of the thin student, one at least.
     """
     with torch.device("meta"):
-        wanted = _weights(type(teacher)(_config(teacher, goal)))  # type: ignore[call-arg]
+        wanted = _weights(type(teacher)(_config(teacher, goal, attn)))  # type: ignore[call-arg]
     net = copy.deepcopy(teacher)
     config: Any = net.config
     holder = _layers(net)
@@ -71,7 +75,7 @@ def shallow_student(teacher: nn.Module, goal: Mapping[Kind, int]) -> tuple[nn.Mo
     return net, kept
 
 
-def _config(teacher: nn.Module, goal: Mapping[Kind, int]) -> Any:
+def _config(teacher: nn.Module, goal: Mapping[Kind, int], attn: Attn) -> Any:
     config: Any = copy.deepcopy(teacher.config)
     heads = config.num_attention_heads
     groups = getattr(config, "num_key_value_heads", None) or heads
@@ -79,7 +83,8 @@ def _config(teacher: nn.Module, goal: Mapping[Kind, int]) -> Any:
         config.head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
         config.num_key_value_heads = goal["attn"]
     config.hidden_size, config.intermediate_size = goal["residual"], goal["ffn"]
-    config.num_attention_heads = heads // groups * goal["attn"]
+    if attn == "heads":
+        config.num_attention_heads = heads // groups * goal["attn"]
     return config
 
 

@@ -10,17 +10,20 @@ from torch import nn
 from raysys.errors import ConfigError
 
 Kind = Literal["residual", "ffn", "attn"]
+Attn = Literal["heads", "intra_head"]
 BERT = ("bert",)
 LLAMA = ("llama", "qwen2", "qwen3")
 
 
 @dataclass(frozen=True)
 class Member:
-    """A dimension of a parameter whose slices of `width` rows or columns are the group's units."""
+    """A dimension of a parameter whose slices of `width` rows or columns, from `offset` on, are the
+    group's units."""
 
     parameter: str
     dim: int
     width: int = 1
+    offset: int = 0
 
 
 @dataclass(frozen=True)
@@ -29,18 +32,20 @@ class Group:
 
     kind: `residual`, one for the whole net, a unit being a dimension; `ffn`, of a layer, a neuron;
     `attn`, of a layer, a head with its queries, keys, values and outputs, or a key-value head with
-    all its query heads. size: how many units there are. layer: −1 for the residual stream.
+    all its query heads. size: how many units there are. layer: −1 for the residual stream. part:
+    of thinner heads, which side of which head the units are dimensions of: `qk.N` or `vo.N`.
     """
 
     kind: Kind
     layer: int
     size: int
     members: tuple[Member, ...]
+    part: str = ""
 
     @property
     def name(self) -> str:
         """Unique in a model."""
-        return self.kind if self.layer < 0 else f"{self.kind}.{self.layer}"
+        return ".".join(filter(None, (self.kind, str(self.layer) * (self.layer >= 0), self.part)))
 
 
 # Of a layer: pattern of the rest of a parameter's name -> (kind, dim, unit) of each dimension.
@@ -85,8 +90,11 @@ _LLAMA_REST: dict[str, tuple[tuple[Kind, int, str], ...]] = {
 }
 
 
-def groups_of(model: nn.Module) -> list[Group]:
+def groups_of(model: nn.Module, attn: Attn = "heads") -> list[Group]:
     """All groups of a Hugging Face model; parameters that are tied occur once.
+
+    attn: whole heads, or the dimensions of each, those of its queries and keys in one group and
+    those of its values and outputs in another.
 
     Raises:
         ConfigError: an architecture that is not covered; names the model or the parameter.
@@ -121,9 +129,28 @@ def groups_of(model: nn.Module) -> list[Group]:
             key = (group, -1 if group == "residual" else number)
             members.setdefault(key, []).append(Member(name, dim, units[unit]))
     order = sorted(members, key=lambda key: (key[1], key[0]))
-    return [
-        Group(kind, number, sizes[kind], tuple(members[kind, number])) for kind, number in order
-    ]
+    found = []
+    for name_of, number in order:
+        whole = Group(name_of, number, sizes[name_of], tuple(members[name_of, number]))
+        thinner = attn == "intra_head" and name_of == "attn"
+        found += list(_dimensions_of_heads(whole, width, kind)) if thinner else [whole]
+    return found
+
+
+def _dimensions_of_heads(group: Group, width: int, model_type: str) -> Iterator[Group]:
+    if model_type not in BERT:
+        raise ConfigError(
+            f"attn=intra_head: {model_type} turns pairs of dimensions of a head by their place, "
+            "which a stock model cannot be told; use attn=heads"
+        )
+    sides = {
+        "qk": [m for m in group.members if re.search(r"\.(query|key)\.", m.parameter)],
+        "vo": [m for m in group.members if not re.search(r"\.(query|key)\.", m.parameter)],
+    }
+    for head in range(group.size):
+        for side, members in sides.items():
+            own = tuple(Member(m.parameter, m.dim, 1, head * width) for m in members)
+            yield Group("attn", group.layer, width, own, f"{side}.{head}")
 
 
 def _dimensions(

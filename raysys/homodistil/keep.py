@@ -23,7 +23,9 @@ def slices(groups: Sequence[Group], keep: Keep) -> dict[str, dict[int, Tensor]]:
         units = keep[group.name]
         for member in group.members:
             rows = (units[:, None] * member.width + torch.arange(member.width)).flatten()
-            found.setdefault(member.parameter, {})[member.dim] = rows
+            here = found.setdefault(member.parameter, {})
+            before = here.get(member.dim, rows[:0])  # of the heads before, where each is a group
+            here[member.dim] = torch.cat([before, rows + member.offset])
     return found
 
 
@@ -56,13 +58,13 @@ def shrink(model: nn.Module, groups: Sequence[Group], keep: Keep) -> dict[str, d
                 fresh[name] = nn.Parameter(values, requires_grad=parameter.requires_grad)
             setattr(module, own, fresh[name])
     for module in model.modules():  # now that all have their new weights
-        _resize(module)
+        _resize(module, thinner=any(group.part for group in groups))
     _reconfigure(model, groups, keep)
     return kept
 
 
-def _resize(module: nn.Module) -> None:
-    """What a module says of itself follows its weights."""
+def _resize(module: nn.Module, *, thinner: bool) -> None:
+    """What a module says of itself follows its weights; thinner: heads are, and none is lost."""
     if isinstance(module, nn.Linear):
         module.out_features, module.in_features = module.weight.shape
     elif isinstance(module, nn.Embedding):
@@ -71,7 +73,10 @@ def _resize(module: nn.Module) -> None:
         module.normalized_shape = tuple(module.weight.shape)
     elif hasattr(module, "all_head_size"):  # attention of BERT
         module.all_head_size = module.query.weight.shape[0]
-        module.num_attention_heads = module.all_head_size // module.attention_head_size
+        if thinner:
+            module.attention_head_size = module.all_head_size // module.num_attention_heads
+        else:
+            module.num_attention_heads = module.all_head_size // module.attention_head_size
 
 
 def _equal(groups: Sequence[Group], keep: Keep) -> None:
@@ -93,4 +98,5 @@ def _reconfigure(model: nn.Module, groups: Sequence[Group], keep: Keep) -> None:
         config.num_key_value_heads = count["attn"]
     config.hidden_size = count["residual"]
     config.intermediate_size = count["ffn"]
-    config.num_attention_heads = ratio * count["attn"]
+    if not any(group.part for group in groups):
+        config.num_attention_heads = ratio * count["attn"]

@@ -10,6 +10,7 @@ from raysys.homodistil.groups import Group
 from raysys.homodistil.keep import Keep
 
 Score = Literal["magnitude", "sensitivity", "sensitivity_ema", "platon", "random", "activation"]
+ScoreAt = Literal["pre_step", "post_step"]
 Norm = Literal["mean", "none", "rank"]
 BETA_1, BETA_2 = 0.85, 0.95
 
@@ -34,13 +35,22 @@ class Scores(nn.Module):
         I = |θ ⊙ g|,  Ī ← β1·Ī + (1 − β1)·I,  Ū ← β2·Ū + (1 − β2)·|I − Ī|,  platon = Ī ⊙ Ū
 
     with g the gradient of the whole step, before it is scaled or clipped, and θ before the step
-    (PLATON, Zhang et al., ICML 2022).
+    (PLATON, Zhang et al., ICML 2022, reads it behind the step: `at=post_step`).
 
     model: whose parameters, of which `names` are in a group. seed: of `random`.
     """
 
-    def __init__(self, kind: Score, model: nn.Module, names: Iterable[str], seed: int = 0) -> None:
+    def __init__(
+        self,
+        kind: Score,
+        model: nn.Module,
+        names: Iterable[str],
+        seed: int = 0,
+        at: ScoreAt = "pre_step",
+    ) -> None:
         super().__init__()
+        self.at = at
+        self._waiting: dict[str, Tensor] = {}
         self.kind, self.names, self.seed = kind, set(names), seed
         self.average, self.uncertainty = Named(), Named()
         for name, parameter in self._own(model):
@@ -53,21 +63,35 @@ class Scores(nn.Module):
 
     @torch.no_grad()
     def update(self, model: nn.Module, scale: float = 1.0) -> None:
-        """Take the gradients of a step, times `scale`."""
+        """Take the gradients of a step, times `scale`; before it is done."""
         if self.kind in ("magnitude", "random", "activation"):
             return
         for name, parameter in self._own(model):
             if parameter.grad is None:
                 continue
-            now = (parameter.detach().float() * parameter.grad.float() * scale).abs()
-            if self.kind == "sensitivity":
-                self.average[name] = now
-                continue
-            mean = BETA_1 * self.average[name] + (1 - BETA_1) * now
-            self.average[name] = mean
-            if self.kind == "platon":
-                spread = (now - mean).abs()
-                self.uncertainty[name] = BETA_2 * self.uncertainty[name] + (1 - BETA_2) * spread
+            gradient = parameter.grad.float() * scale
+            if self.at == "post_step":
+                self._waiting[name] = gradient
+            else:
+                self._take(name, (parameter.detach().float() * gradient).abs())
+
+    @torch.no_grad()
+    def settle(self, model: nn.Module) -> None:
+        """After the step: take what waited for it."""
+        for name, parameter in self._own(model) if self._waiting else ():
+            if name in self._waiting:
+                self._take(name, (parameter.detach().float() * self._waiting[name]).abs())
+        self._waiting = {}
+
+    def _take(self, name: str, now: Tensor) -> None:
+        if self.kind == "sensitivity":
+            self.average[name] = now
+            return
+        mean = BETA_1 * self.average[name] + (1 - BETA_1) * now
+        self.average[name] = mean
+        if self.kind == "platon":
+            spread = (now - mean).abs()
+            self.uncertainty[name] = BETA_2 * self.uncertainty[name] + (1 - BETA_2) * spread
 
     @torch.no_grad()
     def of_weights(self, model: nn.Module) -> dict[str, Tensor]:
@@ -121,7 +145,8 @@ def of_units(group: Group, weights: Mapping[str, Tensor], norm: Norm = "mean") -
         # as much as a matrix.
         if values is None or values.dim() < 2:
             continue
-        rows = values.movedim(member.dim, 0).reshape(group.size, -1).sum(1).cpu()
+        mine = values.movedim(member.dim, 0).narrow(0, member.offset, group.size * member.width)
+        rows = mine.reshape(group.size, -1).sum(1).cpu()
         if norm == "mean":
             rows = rows / rows.mean().clamp(min=1e-30)
         elif norm == "rank":

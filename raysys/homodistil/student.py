@@ -7,38 +7,41 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from raysys.errors import ConfigError
-from raysys.homodistil.groups import LLAMA, Group, Kind, groups_of
+from raysys.errors import ArtifactError, ConfigError
+from raysys.homodistil.groups import LLAMA, Attn, Group, Kind, groups_of
 from raysys.homodistil.keep import Keep, shrink
 from raysys.homodistil.losses import Projections
 from raysys.homodistil.masks import Masks
-from raysys.homodistil.scores import Named, Norm, Score, Scores, best
+from raysys.homodistil.scores import Named, Norm, Score, ScoreAt, Scores, best
 
 Kept = dict[str, dict[int, Tensor]]
 Mode = Literal["compact", "hard", "soft"]
 
 
-def targets(model: nn.Module, ratio: float) -> dict[Kind, int]:
+def targets(model: nn.Module, ratio: float, attn: Attn = "heads") -> dict[Kind, int]:
     """Units of each kind of group that are left at the end.
 
     Of a BERT-style model the width is heads × width of a head, as stock models want it.
 
     Raises:
-        ConfigError: no whole number of heads has this share of them; names the nearest ones.
+        ConfigError: no whole number of heads, or of their dimensions, has this share of them; names
+            the nearest ones.
     """
     config: Any = model.config
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    exact = ratio * heads
+    thick = config.hidden_size // config.num_attention_heads
+    units, name = (heads, "heads") if attn == "heads" else (thick, "dimensions of a head")
+    exact = ratio * units
     count = round(exact)
     if count < 1 or abs(exact - count) > 1e-3:
-        near = sorted({max(1, math.floor(exact)), min(heads, math.ceil(exact))})
-        told = " or ".join(f"{n / heads:.6g} ({n} of {heads} heads)" for n in near)
-        raise ConfigError(f"ratio={ratio:g} leaves {exact:g} heads; nearest is {told}")
+        near = sorted({max(1, math.floor(exact)), min(units, math.ceil(exact))})
+        told = " or ".join(f"{n / units:.6g} ({n} of {units} {name})" for n in near)
+        raise ConfigError(f"ratio={ratio:g} leaves {exact:g} {name}; nearest is {told}")
     width = round(ratio * config.hidden_size)
     if config.model_type in LLAMA:
         width = -(-width // 8) * 8
     else:
-        width = count * (config.hidden_size // config.num_attention_heads)
+        width = count * (thick if attn == "heads" else heads)
     neurons = -(-round(ratio * config.intermediate_size) // 8) * 8
     return {"residual": width, "ffn": min(neurons, config.intermediate_size), "attn": count}
 
@@ -46,9 +49,10 @@ def targets(model: nn.Module, ratio: float) -> dict[Kind, int]:
 class Student(nn.Module):
     """What is trained, and what is remembered of it.
 
-    net: a Hugging Face model, its own from now on. width: of the teacher. score, norm, seed: see
-    `Scores` and `of_units`. mode: what is lost is cut off (`compact`), masked at the old size with
-    the same numbers (`hard`), or zeroed, and may come back until the last event (`soft`).
+    net: a Hugging Face model, its own from now on. width: of the teacher. score, score_at, norm,
+    seed: see `Scores` and `of_units`. mode: what is lost is cut off (`compact`), masked at the old
+    size with the same numbers (`hard`), or zeroed, and may come back until the last event
+    (`soft`). attn: see `groups_of`.
 
     projections: W of the losses; scores: of its weights; kept: of each group the units that it
     began with and that are left.
@@ -63,15 +67,17 @@ class Student(nn.Module):
         *,
         norm: Norm = "mean",
         mode: Mode = "compact",
+        attn: Attn = "heads",
+        score_at: ScoreAt = "pre_step",
     ) -> None:
         super().__init__()
-        self.net, self.norm, self.mode = net, norm, mode
-        self.groups: list[Group] = groups_of(self.net)
+        self.net, self.norm, self.mode, self.attn = net, norm, mode, attn
+        self.groups: list[Group] = groups_of(self.net, attn)
         self.whole = self.groups
         config: Any = self.net.config
         self.projections = Projections(config.num_hidden_layers, config.hidden_size, width)
         names = [member.parameter for group in self.groups for member in group.members]
-        self.scores = Scores(score, self.net, names, seed)
+        self.scores = Scores(score, self.net, names, seed, score_at)
         self.masks = Masks(self.net, self.groups) if mode != "compact" else None
         # Of a masked student: whether what is lost is lost for good.
         self.register_buffer("bound", torch.zeros((), dtype=torch.bool))
@@ -115,10 +121,33 @@ class Student(nn.Module):
         else:
             self._hide(keep, bind=bool(stored["bound"]))
 
+    def adopt(self, kept: Mapping[str, Tensor]) -> None:
+        """Be a student that is thin already. kept: units of the teacher that are left, by group.
+
+        Raises:
+            ArtifactError: its weights have other sizes.
+        """
+        for group in self.groups:
+            count = len(kept.get(group.name, ()))
+            if count != group.size:
+                raise ArtifactError(
+                    f"{group.name}: {group.size} units in the weights, but {count} are said to be "
+                    "kept"
+                )
+            self.kept[group.name] = kept[group.name]
+        layers, wide = len(self.projections.hidden), self.projections.embedding.shape[1]
+        self.projections = Projections(layers, wide, wide)
+        self.projections.shrink(kept["residual"])
+
     def finish(self) -> None:
         """Cut off what was masked; the model is a stock one then."""
-        if self.masks is None:
-            return
+        if self.masks is not None:
+            self._unmask()
+        if self.attn == "intra_head":
+            _scaled_by_own_width(self.net)
+
+    def _unmask(self) -> None:
+        assert self.masks is not None
         self.masks.apply()
         self.masks.release()
         keep = {g.name: self.kept[g.name].cpu() for g in self.groups}
@@ -132,6 +161,8 @@ class Student(nn.Module):
         config: Any = self.net.config
         units = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
         ratio = config.num_attention_heads // units
+        if self.attn == "intra_head":
+            return {g.layer: torch.arange(units) for g in self.groups if g.kind == "attn"}
         return {
             group.layer: (
                 self.kept[group.name][:, None] * ratio
@@ -160,11 +191,23 @@ class Student(nn.Module):
         for name, units in keep.items():
             here = self.kept[name]
             self.kept[name] = here[units.to(here.device)]
-        self.groups = groups_of(self.net)
+        self.groups = groups_of(self.net, self.attn)
         own = {f"net.{name}": dims for name, dims in kept.items()}
         return own | {
             f"projections.{name}": {0: residual} for name, _ in self.projections.named_parameters()
         }
+
+
+@torch.no_grad()
+def _scaled_by_own_width(net: nn.Module) -> None:
+    """Stock attention divides by √ of the width that a head has; these were trained with the width
+    that it had (§2.5)."""
+    for module in net.modules():
+        if hasattr(module, "attention_head_size") and hasattr(module, "scaling"):
+            own = module.attention_head_size**-0.5
+            for values in (module.query.weight, module.query.bias):
+                values.mul_(module.scaling / own)
+            module.scaling = own
 
 
 def _only(units: Tensor, among: Tensor) -> Tensor:

@@ -134,6 +134,7 @@ class DistillTask:
 
     def shrink(self, step: int, steps: int) -> Mapping[str, Mapping[int, Tensor]] | None:
         """What is planned."""
+        self.model.scores.settle(self.model.net)
         event = self.planned.get(step)
         return None if event is None else self.model.prune(event.sizes, last=event.last)
 
@@ -157,6 +158,7 @@ class DistillTask:
                 total, rows = self.loss(batch)
                 total.backward()
                 student.scores.update(student.net, 1.0 / float(rows))
+                student.scores.settle(student.net)
                 student.zero_grad(set_to_none=True)
         student.prune(goal, last=True, units=units)
 

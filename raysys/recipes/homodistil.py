@@ -1,7 +1,6 @@
 """Train `llm/homodistil`: a thin student out of a teacher, on a corpus."""
 
 import copy
-import json
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -20,24 +19,27 @@ from torch import nn
 
 from raysys.artifacts.language import save_language_run
 from raysys.data.dataset import Dataset
-from raysys.errors import ConfigError, DataError
+from raysys.errors import ConfigError
 from raysys.homodistil.begin import load_teacher, random_student, shallow_student
-from raysys.homodistil.groups import Kind, groups_of
+from raysys.homodistil.corpus import has_part, open_corpus, texts_of
+from raysys.homodistil.folder import read_pruning, units_of, write_student
+from raysys.homodistil.groups import Attn, Kind
 from raysys.homodistil.losses import LossWeights
 from raysys.homodistil.pictures import losses, speed_table, widths
 from raysys.homodistil.plan import Event, Shape, events, training_flops
 from raysys.homodistil.rows import RowLoader, Rows, packed, sentences
 from raysys.homodistil.schedule import Schedule
-from raysys.homodistil.scores import Norm, Score
+from raysys.homodistil.scores import Norm, Score, ScoreAt
 from raysys.homodistil.speed import speeds
 from raysys.homodistil.student import Mode, Student, targets
 from raysys.homodistil.task import DistillTask, headed
-from raysys.llm.backbones import BackboneSpec, open_backbone
+from raysys.llm.backbones import Backbone, BackboneSpec, open_backbone
 from raysys.tracking.figures import write_figure
 from raysys.tracking.metrics_log import METRICS_LOG, read_records
 from raysys.training import Session, TrainConfig, World, fit
 
 Positive = Annotated[int, Field(ge=1)]
+_BEGUN = ("teacher", "random", "shallow")
 _TIMED = 16  # rows by which the speed is told
 
 
@@ -48,10 +50,11 @@ class HomoDistilRecipe(BaseModel):
     heads, width and neurons that are left at the end, by the schedule (its start and end are shares
     of all steps). every: steps between two events.
 
-    student: what it begins as, a copy of the teacher, random weights of the final shape, or the
-    teacher's layers, so many that it is as large as the final shape. mode: see `Student`. score,
-    norm: see `Scores`, `of_units`. calibration: batches by which units are scored and lost before
-    the first step, without a schedule.
+    student: what it begins as, a copy of the `teacher`, `random` weights of the final shape, the
+    teacher's layers (`shallow`), so many that it is as large as the final shape, or an earlier
+    student of this teacher (`dir:RUN/hf`), which learns on. mode: see `Student`. score, score_at,
+    norm, attn: see `Scores`, `of_units`, `groups_of`. calibration: batches by which units are
+    scored and lost before the first step, without a schedule.
 
     unit: texts one after the other in rows of row_tokens, or a row for each sentence, cut to them
     (a sentence encoder reads sentences). batch_rows: of a global batch. together: rows of a batch
@@ -68,10 +71,12 @@ class HomoDistilRecipe(BaseModel):
     schedule: Literal["cubic", "linear", "exponential", "stairs", "oneshot"] = "cubic"
     start: Annotated[float, Field(ge=0, lt=1)] = 0.0
     end: Annotated[float, Field(gt=0, le=1)] = 0.7
-    student: Literal["teacher", "random", "shallow"] = "teacher"
+    student: str = "teacher"
     mode: Mode = "compact"
     score: Score = "platon"
+    score_at: ScoreAt = "pre_step"
     norm: Norm = "mean"
+    attn: Attn = "heads"
     calibration: Annotated[int, Field(ge=0)] = 0
     every: Positive = 10
     loss: LossWeights = LossWeights()
@@ -92,8 +97,14 @@ class HomoDistilRecipe(BaseModel):
         self.pruning  # noqa: B018 - refuses a start behind the end
         if self.train.early_stopping is not None:
             raise ValueError("train.early_stopping: an earlier student is a bigger one; leave it")
+        if not self.student.startswith("dir:") and self.student not in _BEGUN:
+            raise ValueError(
+                f"student={self.student}: is none of {', '.join(_BEGUN)}, dir:FOLDER of a student"
+            )
         if self.score == "activation" and not self.calibration:
             raise ValueError("score=activation: is taken from calibration=N batches; give N")
+        if self.score == "activation" and self.attn == "intra_head":
+            raise ValueError("score=activation: knows whole heads only; use attn=heads")
         if self.student != "teacher" and (self.calibration or self.mode != "compact"):
             raise ValueError(
                 f"student={self.student} loses nothing: leave calibration and mode as they are"
@@ -115,6 +126,8 @@ class HomoDistilRecipe(BaseModel):
         if info.context and info.context.get("identity"):
             fields.pop("data")
             fields["teacher"] = open_backbone(self.teacher).sha256
+            if self.student not in _BEGUN:
+                fields["student"] = open_backbone(self.student).sha256
         return fields
 
 
@@ -125,30 +138,29 @@ def ready(config: HomoDistilRecipe) -> Dataset:
         RaysysError: no corpus, no documents to train or to validate on, an architecture that is
             not covered, or a width that heads cannot reach.
     """
-    dataset = _corpus(config)
+    dataset = open_corpus(config.data)
     backbone = open_backbone(config.teacher)
     limit = backbone.max_positions
     if limit is not None and config.row_tokens > limit:
         raise ConfigError(f"row_tokens={config.row_tokens}, but the teacher has {limit} positions")
     net = load_teacher(backbone)
-    groups_of(net)
-    targets(net, config.ratio)
+    _student(config, net, targets(net, config.ratio, config.attn), backbone)
     if config.unit == "sentences" and headed(net):
         raise ConfigError(f"unit=sentences: {config.teacher} predicts tokens; use unit=packed")
     for part in ("train", "valid"):
-        _texts(dataset, part)
+        texts_of(dataset, part)
     return dataset
 
 
 def train(config: HomoDistilRecipe, session: Session) -> dict[str, Any]:
     """What every worker runs; rank 0 writes the run folder."""
-    dataset, backbone = _corpus(config), open_backbone(config.teacher)
+    dataset, backbone = open_corpus(config.data), open_backbone(config.teacher)
     tokenizer, teacher = backbone.tokenizer(), load_teacher(backbone)
     masked = "MaskedLM" in type(teacher).__name__
     loader = batches_of(config, dataset, tokenizer, masked=masked)
     held = _held(config, dataset, tokenizer, "valid", masked=masked)
-    goal = targets(teacher, config.ratio)
-    student, layers = _student(config, teacher, goal)
+    goal = targets(teacher, config.ratio, config.attn)
+    student, layers = _student(config, teacher, goal, backbone)
     begun = Shape.of(student.net)
     steps = config.train.total_steps(loader.steps_per_epoch)
     planned: list[Event] = []
@@ -166,7 +178,7 @@ def train(config: HomoDistilRecipe, session: Session) -> dict[str, Any]:
         begun = Shape.of(student.net)
     result = fit(task, loader, config.train, session)
     test = {}
-    if _leads(config) and _has(dataset, "test"):
+    if _leads(config) and has_part(dataset, "test"):
         with torch.no_grad():
             test = task.measure(_held(config, dataset, tokenizer, "test", masked=masked))
     student.finish()
@@ -179,9 +191,10 @@ def train(config: HomoDistilRecipe, session: Session) -> dict[str, Any]:
     }
     if not _leads(config):
         return summary
+    full = targets(teacher, 1.0, config.attn)
     row = loader.tokens / len(loader.rows)
     told = dict(
-        units=targets(teacher, 1.0)["attn"],
+        units=full["attn"],
         row=round(row),
         step_tokens=round(row * config.batch_rows),
         taught=task.taught,
@@ -205,20 +218,11 @@ def train(config: HomoDistilRecipe, session: Session) -> dict[str, Any]:
     speed = speeds(teacher, student.net, Rows(*(values[:_TIMED] for values in held)))
 
     def write(scratch: Path) -> None:
-        student.net.save_pretrained(scratch / "hf")
-        tokenizer.save_pretrained(scratch / "hf")
-        pruning = {
-            "teacher_sha256": backbone.sha256,
-            "kept": {name: units.tolist() for name, units in student.kept.items()},
-            "schedule": config.pruning.model_dump(),
-            "score": config.score,
-        }
-        (scratch / "hf" / "pruning.json").write_text(json.dumps(pruning) + "\n", encoding="utf-8")
+        write_student(scratch / "hf", student, tokenizer, backbone, config.pruning)
 
     log = read_records(session.run_dir / METRICS_LOG)
     figures = {"speed": speed_table(speed), **losses(log, spent)}
     if config.student != "shallow":
-        full = targets(teacher, 1.0)
         first = full if planned else goal
         figures["widths"] = widths(full, first, planned, result.step)
     for name, figure in figures.items():
@@ -243,19 +247,32 @@ def train(config: HomoDistilRecipe, session: Session) -> dict[str, Any]:
 
 
 def _student(
-    config: HomoDistilRecipe, teacher: nn.Module, goal: dict[Kind, int]
+    config: HomoDistilRecipe, teacher: nn.Module, goal: dict[Kind, int], backbone: Backbone
 ) -> tuple[Student, list[int] | None]:
     """The student before its first step, and the teacher's layers of its own where it has fewer."""
     seed, layers = config.train.seed, None
+    width: int = teacher.config.hidden_size
+    chosen: Any = dict(
+        norm=config.norm, mode=config.mode, attn=config.attn, score_at=config.score_at
+    )
+    if config.student not in _BEGUN:
+        earlier = open_backbone(config.student)
+        told = read_pruning(earlier, backbone)
+        if told.schedule.ratio != config.ratio:
+            raise ConfigError(
+                f"ratio={config.ratio:g}, but {config.student} is what is left at "
+                f"{told.schedule.ratio:g}; set ratio to that"
+            )
+        student = Student(load_teacher(earlier), width, config.score, seed, **chosen)
+        student.adopt(units_of(told))
+        return student, None
     if config.student == "random":
-        net = random_student(teacher, goal, seed)
+        net = random_student(teacher, goal, seed, config.attn)
     elif config.student == "shallow":
-        net, layers = shallow_student(teacher, goal)
+        net, layers = shallow_student(teacher, goal, config.attn)
     else:
         net = copy.deepcopy(teacher)
-    width: int = teacher.config.hidden_size
-    student = Student(net, width, config.score, seed, norm=config.norm, mode=config.mode)
-    return student, layers
+    return Student(net, width, config.score, seed, **chosen), layers
 
 
 def batches_of(
@@ -279,36 +296,11 @@ def _held(
 
 def _cut(config: HomoDistilRecipe, dataset: Dataset, tokenizer: Any, part: str) -> Any:
     cut = sentences if config.unit == "sentences" else packed
-    return cut(_texts(dataset, part), tokenizer, config.row_tokens)
+    return cut(texts_of(dataset, part), tokenizer, config.row_tokens)
 
 
 def _leads(config: HomoDistilRecipe) -> bool:
     return World.current(config.train.device).leads
-
-
-def _corpus(config: HomoDistilRecipe) -> Dataset:
-    dataset = Dataset(config.data)
-    if not dataset.has("documents"):
-        raise DataError(
-            f"{config.data}: no documents in it; import texts with `raysys data import corpus`"
-        )
-    return dataset
-
-
-def _has(dataset: Dataset, part: str) -> bool:
-    return part in set(dataset.table("documents", ["split"])["split"].to_pylist())
-
-
-def _texts(dataset: Dataset, part: str) -> list[str]:
-    table = dataset.table("documents", ["split", "title", "text"]).to_pylist()
-    found = [
-        f"{row['title']}. {row['text']}" if row["title"] else row["text"]
-        for row in table
-        if row["split"] == part
-    ]
-    if not found:
-        raise DataError(f"{dataset.path}: no documents of the {part} part")
-    return found
 
 
 def _card(config: HomoDistilRecipe, dataset: Dataset, metrics: dict[str, Any]) -> str:

@@ -127,8 +127,10 @@ def scatter_png(parts: Sequence[Scatter], label: str) -> bytes:
 
 
 def _series(axes: Axes, series: Series, colour: str) -> None:
-    marker = "o" if len(series.x) <= 30 else None
-    axes.plot(series.x, series.y, color=colour, marker=marker, ms=3, lw=1.4, label=series.name)
+    marker = "o" if series.points or len(series.x) <= 30 else None
+    style = "none" if series.points else "-"
+    axes.plot(series.x, series.y, color=colour, marker=marker, ms=3, lw=1.4, ls=style,
+              label=series.name)  # fmt: skip
     if series.low is not None and series.high is not None:
         axes.fill_between(series.x, series.low, series.high, color=colour, alpha=0.18, lw=0)
 

@@ -43,7 +43,7 @@ class TableFigure(_Figure):
 
 
 class Series(BaseModel):
-    """y over x, [n] each; low, high: ends of an interval around y, [n]."""
+    """y over x, [n] each; low, high: ends of an interval around y, [n]; points: no line between."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
@@ -52,6 +52,7 @@ class Series(BaseModel):
     y: tuple[float, ...]
     low: tuple[float, ...] | None = None
     high: tuple[float, ...] | None = None
+    points: bool = False
 
     @model_validator(mode="after")
     def _equal_lengths(self) -> Self:

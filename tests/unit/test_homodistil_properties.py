@@ -10,8 +10,9 @@ from distil_toys import LAYERS, MODELS, batch, distil, make, names_in, root, som
 from torch import nn
 from transformers import AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM
 
+from raysys.errors import ConfigError
 from raysys.homodistil.begin import random_student
-from raysys.homodistil.groups import Group, Member, groups_of
+from raysys.homodistil.groups import Attn, Group, Member, groups_of
 from raysys.homodistil.keep import shrink, sliced
 from raysys.homodistil.losses import LossWeights, Projections, distances
 from raysys.homodistil.masks import Masks
@@ -21,6 +22,7 @@ from raysys.homodistil.scores import BETA_1, BETA_2, Scores, best, of_units
 from raysys.homodistil.student import Student, targets
 
 __all__ = ["root"]  # the fixture
+THINNER = ("bert", "intra_head")
 
 
 @pytest.mark.parametrize("kind", MODELS)
@@ -53,10 +55,10 @@ def test_property_02_the_schedule() -> None:
     assert units_left(heads, 0.34, 4) == 5 and units_left(heads, 1.0, 4) == 12
 
 
-@pytest.mark.parametrize("kind", MODELS)
-def test_property_03_masked_is_compacted_to_the_next_adam_step(kind: str) -> None:
+@pytest.mark.parametrize(("kind", "attn"), [*((kind, "heads") for kind in MODELS), THINNER])
+def test_property_03_masked_is_compacted_to_the_next_adam_step(kind: str, attn: Attn) -> None:
     hard, small, given = make(kind), make(kind), batch()
-    groups = groups_of(small)
+    groups = groups_of(small, attn)
     keep = some(groups)
     masks = Masks(hard, groups)
     masks.bind(keep)
@@ -123,6 +125,15 @@ def test_property_04_scores_by_hand() -> None:
     plain.update(model)
     expected = (model.weight.detach() * torch.tensor(gradients[1])).abs()
     assert torch.equal(plain.of_weights(model)["weight"], expected)
+    # PLATON's own code reads the weights behind the step.
+    late = Scores("sensitivity", model, ["weight"], at="post_step")
+    late.update(model, 0.5)
+    with torch.no_grad():
+        model.weight -= model.weight.grad
+    model.weight.grad = None
+    late.settle(model)
+    expected = (0.5 * model.weight.detach() * torch.tensor(gradients[1])).abs()
+    assert torch.equal(late.of_weights(model)["weight"], expected)
 
 
 @pytest.mark.parametrize("kind", MODELS)
@@ -188,6 +199,44 @@ def test_property_06_07_a_student_is_a_stock_model(kind: str, tmp_path: Path) ->
     assert AutoModel.from_pretrained(tmp_path / "student").config.hidden_size == width
 
 
+def test_property_06_07_thinner_heads_are_stock_ones_once_queries_are_scaled(
+    tmp_path: Path,
+) -> None:
+    with pytest.raises(ConfigError, match="llama turns pairs of dimensions of a head"):
+        groups_of(make("llama"), "intra_head")
+    with pytest.raises(ConfigError, match=r"0\.4 .*3\.2 dimensions of a head; nearest is 0\.375"):
+        targets(make("bert"), 0.4, "intra_head")
+    net = make("bert")
+    goal = targets(net, 0.5, "intra_head")
+    assert goal == {"residual": 24, "ffn": 32, "attn": 4}
+    student, given = Student(net, 48, "random", attn="intra_head"), batch()
+    student.prune({"residual": 40, "ffn": 48, "attn": 6}, last=False)
+    student.prune(goal, last=True)
+    with torch.no_grad():
+        before = student.net(**given).logits
+        student.finish()
+        stock, told = AutoModelForMaskedLM.from_pretrained(
+            _saved(student.net, tmp_path), output_loading_info=True, attn_implementation="eager"
+        )
+        after = stock.eval()(**given).logits
+    assert not told["missing_keys"] and not told["unexpected_keys"]
+    torch.testing.assert_close(after, before, atol=1e-5, rtol=1e-5)
+    assert (stock.config.num_attention_heads, stock.config.hidden_size) == (6, 24)
+    # Queries and keys lost the same dimensions, values and outputs theirs, of the teacher's heads.
+    assert {student.kept[f"attn.1.qk.{head}"].numel() for head in range(6)} == {4}
+    layer, whole = student.net.bert.encoder.layer[1], make("bert").bert.encoder.layer[1]
+    for head in range(6):
+        rows = student.kept[f"attn.1.qk.{head}"] + 8 * head
+        sides = (layer.attention.self.key.weight, whole.attention.self.key.weight)
+        kept = sides[1][rows][:, student.kept["residual"]]
+        assert torch.equal(sides[0][4 * head : 4 * head + 4], kept)
+
+
+def _saved(net: nn.Module, folder: Path) -> Path:
+    net.save_pretrained(folder / "hf")
+    return folder / "hf"
+
+
 @pytest.mark.parametrize("kind", MODELS)
 def test_property_08_padding_changes_no_distance(kind: str) -> None:
     teacher = make(kind)
@@ -209,7 +258,7 @@ def test_property_08_padding_changes_no_distance(kind: str) -> None:
         torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)
     weights = LossWeights(kl=2.0, attention=3.0)
     total = found[0].total(weights)
-    assert float(total) == pytest.approx(
+    assert float(total.detach()) == pytest.approx(
         2 * float(found[0].kl) + float(found[0].hidden) + 3 * float(found[0].attention)
         + float(found[0].embedding), rel=1e-5,
     )  # fmt: skip

@@ -12,8 +12,9 @@ from safetensors.torch import load_file
 from transformers import AutoModel, AutoModelForCausalLM, BertTokenizerFast
 
 from raysys.data.loaders import import_dataset
-from raysys.errors import ConfigError, DataError, RaysysError
+from raysys.errors import ArtifactError, ConfigError, DataError, RaysysError
 from raysys.homodistil.rows import RowLoader, packed, sentences
+from raysys.llm.fresh import FreshModel, write_fresh_model
 from raysys.options import resolve
 from raysys.recipes.registry import recipe_of, run
 from raysys.tracking.figures import LineFigure, read_figures
@@ -132,6 +133,26 @@ def test_a_masked_student_learns_what_a_compact_one_does(
 
 
 @pytest.mark.slow
+def test_thinner_heads_are_resumed_and_masked_alike(root: Path, tmp_path: Path) -> None:
+    over = ["attn=intra_head", "loss.attention=1.0", "train.eps=1e-4", "train.max_steps=24"]
+    whole = distil(root, tmp_path / "whole", "bert", *over)
+    assert whole["metrics"]["sizes"] == {"residual": 24, "ffn": 32, "attn": 4}
+    distil(root, tmp_path / "cut", "bert", *over, stop_at=9)
+    again = distil(root, tmp_path / "cut", "bert", *over)
+    assert again["weights_sha256"] == whole["weights_sha256"]
+    distil(root, tmp_path / "hard", "bert", *over, "mode=hard")
+    for name, values in weights(tmp_path / "whole").items():
+        torch.testing.assert_close(weights(tmp_path / "hard")[name], values, atol=2e-4, rtol=2e-3)
+    config = json.loads((tmp_path / "whole" / "hf" / "config.json").read_text())
+    assert (config["hidden_size"], config["num_attention_heads"]) == (24, 6)
+    distil(
+        root, tmp_path / "fresh", "bert", "attn=intra_head", "student=random", "train.max_steps=3"
+    )
+    shapes = [{n: v.shape for n, v in weights(tmp_path / r).items()} for r in ("fresh", "whole")]
+    assert shapes[0] == shapes[1]
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["hard", "soft"])
 def test_masked_students_are_resumed_with_the_same_bits(
     root: Path, tmp_path: Path, mode: str
@@ -185,6 +206,31 @@ def test_other_students(root: Path, tmp_path: Path) -> None:
     alone = ["loss.kl=0", "loss.hidden=0", "loss.embedding=0"]
     bare = distil(root, tmp_path / "bare", "bert", *over, *alone)
     assert total(bare) < total(thin)  # nobody asked the teacher
+
+
+@pytest.mark.slow
+def test_a_student_learns_on(root: Path, tmp_path: Path) -> None:
+    first = distil(root, tmp_path / "first", "llama", "train.max_steps=12")
+    here = f"student=dir:{tmp_path / 'first' / 'hf'}"
+    again = distil(root, tmp_path / "again", "llama", here, "train.max_steps=12", "train.seed=1")
+    # W begins anew, as the rows of the identity that are left: the task's loss is that of before.
+    begun, ended = again["metrics"]["begin"], first["metrics"]["student"]
+    assert begun["loss"] == pytest.approx(ended["loss"]) and begun["kl"] == pytest.approx(
+        ended["kl"]
+    )
+    assert begun["share"] == again["metrics"]["student"]["share"] == ended["share"]
+    assert again["metrics"]["student"]["loss"] < begun["loss"]
+    kept = [(tmp_path / n / "hf" / "pruning.json").read_text() for n in ("first", "again")]
+    assert kept[0] == kept[1]
+    with pytest.raises(ConfigError, match=r"ratio=0\.333333, but .* left at 0\.5"):
+        distil(root, tmp_path / "no", "llama", here, "ratio=0.33333333")
+    write_fresh_model(root / "second", FreshModel(layers=2, width=48, heads=6, seed=1), texts())
+    with pytest.raises(ArtifactError, match=r"pruning\.json names another teacher"):
+        distil(root, tmp_path / "no", "second", here)
+    with pytest.raises(ArtifactError, match="it is no student"):
+        distil(root, tmp_path / "no", "second", f"student=dir:{root / 'llama'}")
+    with pytest.raises(ConfigError, match="student=thick"):
+        distil(root, tmp_path / "no", "second", "student=thick")
 
 
 @pytest.mark.slow

@@ -23,7 +23,8 @@ def test_property_07_vllm_continues_as_transformers_does(root: Path, tmp_path: P
     # Heads of 32, which vLLM reads on a CPU.
     write_fresh_model(root / "wide", FreshModel(layers=2, width=128, heads=4), texts())
     distil(root, tmp_path / "run", "wide", *SHORT)
-    spec = GenerateSpec(backbone=f"dir:{tmp_path / 'run' / 'hf'}", max_new_tokens=12, chat=False)
+    here = f"dir:{tmp_path}/run/hf"
+    spec = GenerateSpec(backbone=here, max_prompt_tokens=64, max_new_tokens=12, chat=False)
     prompts = ["the sea the wind", "captain and crew", "salt"]
     told = [
         [a.text for chunk in generate(spec, prompts, engine=engine, resources=ONE) for a in chunk]

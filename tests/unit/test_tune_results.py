@@ -228,3 +228,25 @@ def test_progress_tells_each_change_once(
         "p000 failed  epoch 2  gauc 0.6100  nan",
     ]
     assert json.loads((tmp_path / "ledger").read_text().splitlines()[0])["parameters"] == parameters
+
+
+def test_a_front_holds_what_no_other_trial_beats_in_both(tmp_path: Path) -> None:
+    space = Space(recipe="llm/homodistil", metric="loss", mode="min", grid={"ratio": (0.5,)},
+                  front="speed.student.ms")  # fmt: skip
+    points = [(3.0, 1.0), (1.0, 4.0), (2.0, 2.0), (2.5, 3.0), (4.0, 1.5)]
+    trials = [
+        Trial(f"p{n}", 0, {"ratio": 0.5}, n, "completed", 1, loss, 1.0)
+        for n, (_, loss) in enumerate(points)
+    ]
+    for trial, (cost, _) in zip(trials, points, strict=True):
+        run = tmp_path / "trials" / trial.id
+        run.mkdir(parents=True)
+        told = {"speed": {"student": {"ms": cost}}} if trial.id != "p4" else {"speed": {}}
+        (run / "metrics.json").write_text(json.dumps(told))
+    assert tmp_path / "report" / "front.png" in write_report(tmp_path, trials, space)
+    front = read_figures(tmp_path)["front"]
+    assert isinstance(front, LineFigure)
+    every, kept = front.series
+    assert list(zip(every.x, every.y, strict=True)) == sorted(points[:4])
+    assert list(zip(kept.x, kept.y, strict=True)) == [(1.0, 4.0), (2.0, 2.0), (3.0, 1.0)]
+    assert every.points and not kept.points

@@ -1,5 +1,6 @@
 """What a sweep leaves behind: results.parquet, figures as JSON and PNG."""
 
+import json
 import os
 from collections import defaultdict
 from collections.abc import Mapping
@@ -89,6 +90,8 @@ def write_report(out: Path, trials: list[Trial], space: Space) -> list[Path]:
         figures["curve"] = curve
     if space.map is not None and (plane := _map(trials, space)) is not None:
         figures["map"] = plane
+    if space.front is not None and (front := _front(out, trials, space)) is not None:
+        figures["front"] = front
     for name, figure in figures.items():
         write_figure(out, name, figure)
     folder = out / FOLDER
@@ -192,6 +195,39 @@ def _map(trials: list[Trial], space: Space) -> HeatmapFigure | None:
         x_label=space.map[1].split(".")[-1],
         y_label=space.map[0].split(".")[-1],
         value_label=space.metric,
+    )
+
+
+def _front(out: Path, trials: list[Trial], space: Space) -> LineFigure | None:
+    """The metric over what the runs say it costs, and the trials that no other one beats."""
+    assert space.front is not None
+    points = []
+    for trial in trials:
+        file = out / "trials" / trial.id / "metrics.json"
+        if trial.status == "completed" and trial.value is not None and file.is_file():
+            cost: Any = json.loads(file.read_text(encoding="utf-8"))
+            for part in space.front.split("."):
+                cost = cost.get(part) if isinstance(cost, dict) else None
+            if cost is not None:
+                points.append((float(cost), trial.value))
+    if not points:
+        return None
+    points.sort()
+    kept: list[tuple[float, float]] = []
+    for cost, value in points:
+        if not kept or better(value, kept[-1][1], space.mode):
+            kept.append((cost, value))
+    return LineFigure(
+        title=f"{space.metric} over {space.front}",
+        caption="Each completed trial; the cost as its own run measured it, which is noisy.",
+        x_label=space.front,
+        y_label=f"{space.metric} (validation)",
+        series=tuple(
+            Series(
+                name=name, x=tuple(x for x, _ in found), y=tuple(y for _, y in found), points=loose
+            )
+            for name, found, loose in (("trials", points, True), ("front", kept, False))
+        ),
     )
 
 

@@ -95,6 +95,8 @@ class Space(_Part):
         seeds or a grid needs all of them.
     curve: the grid key over which the means with their intervals are drawn.
     map: two grid keys, rows and columns of a picture of the means.
+    front: a number in the runs' metrics.json, with dots, that is to be small; the metric is drawn
+        over it, with the trials that no other one beats in both.
     memory_gb: of one training process at the scale the space is meant for.
     """
 
@@ -110,6 +112,7 @@ class Space(_Part):
     halving: Halving | None = Halving()
     curve: str | None = None
     map: tuple[str, str] | None = None
+    front: str | None = None
     memory_gb: float = Field(default=1.5, gt=0)
 
     @model_validator(mode="after")

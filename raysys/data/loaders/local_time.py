@@ -23,6 +23,7 @@ _VALUES: dict[Part, tuple[str, ...]] = {
 # First hour of breakfast, lunch, afternoon, dinner and night; night runs past midnight.
 _MEAL_STARTS = (5, 11, 14, 17, 22)
 _MINUTES_A_DAY = 1440
+_MINUTE_US = 60_000_000
 _EPOCH_WEEKDAY = 3  # 1970-01-01 was a Thursday
 
 
@@ -37,11 +38,18 @@ def weekday(day: npt.NDArray[np.int64]) -> pa.Array:
     return _pick(WEEKDAYS, day)
 
 
+def offset_minutes(ts: pa.Array, zone: str) -> pa.Array:
+    """What the local time of a zone adds to times in µs UTC, int16 [N]."""
+    moment = ts.cast(pa.timestamp("us", "UTC")).cast(pa.timestamp("us", zone))
+    local = pc.local_timestamp(moment).cast(pa.int64())
+    return pc.divide(pc.subtract(local, ts), _MINUTE_US).cast(pa.int16())
+
+
 def local_part(
     part: Part, ts: pa.Array, tz_offset_min: npt.NDArray[np.int64] | int = 0
 ) -> pa.Array:
     """A part of local time [N] of times in µs UTC; null where the time is."""
-    minutes = ts.fill_null(0).to_numpy(zero_copy_only=False) // 60_000_000 + tz_offset_min
+    minutes = ts.fill_null(0).to_numpy(zero_copy_only=False) // _MINUTE_US + tz_offset_min
     hour = minutes // 60 % 24
     day = (minutes // _MINUTES_A_DAY + _EPOCH_WEEKDAY) % 7
     if part == "mealtime":

@@ -7,14 +7,13 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from raysys.data.loaders.local_time import local_part
+from raysys.data.loaders.local_time import local_part, offset_minutes
 from raysys.data.loaders.mapping import Mapping, TimeColumn
-from raysys.data.loaders.reading import Source, combined, first, nearest
+from raysys.data.loaders.reading import Source, combined, nearest
 from raysys.data.schema import CONTEXT_TYPES
-from raysys.errors import ConfigError, DataError
+from raysys.errors import ConfigError
 
 Int64Array = npt.NDArray[np.int64]
-_MINUTE_US = 60_000_000
 
 
 def check_context_columns(mapping: Mapping, sources: Sequence[Source]) -> None:
@@ -37,14 +36,8 @@ def time_columns(source: Source, time: TimeColumn | None) -> dict[str, pa.Array]
     """`ts` and `tz_offset_min` of each row; nothing if the log has no time."""
     if time is None:
         return {}
-    ts = source.times(time.column, time.form, timezone=time.timezone)
-    if ts.null_count:
-        row = first(ts.is_null())
-        raise DataError(f"{source.where(row)}: column {time.column!r} is empty")
-    moment = ts.cast(pa.timestamp("us", "UTC")).cast(pa.timestamp("us", time.timezone))
-    local = pc.local_timestamp(moment).cast(pa.int64())
-    offset = pc.divide(pc.subtract(local, ts), _MINUTE_US).cast(pa.int16())
-    return {"ts": ts, "tz_offset_min": offset}
+    ts = source.required_times(time.column, time.form, timezone=time.timezone)
+    return {"ts": ts, "tz_offset_min": offset_minutes(ts, time.timezone)}
 
 
 def context_column(mapping: Mapping, source: Source, times: dict[str, pa.Array]) -> pa.Array:

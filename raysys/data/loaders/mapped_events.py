@@ -97,7 +97,10 @@ def _items(columns: ItemColumns, source: Source) -> pa.Table:
             [[(k, v) for k, v in zip(named, row, strict=True) if v is not None] for row in rows],
             pa.map_(pa.string(), pa.string()),
         )
-    return pa.table(fields)
+    kept = pa.array(np.ones(len(source), bool))
+    for name, values in columns.only.items():
+        kept = pc.and_(kept, pc.is_in(source.strings(name), value_set=pa.array(values)))
+    return pa.table(fields).filter(kept)
 
 
 def _location(columns: ItemColumns, source: Source) -> pa.Array:

@@ -118,9 +118,10 @@ class LocationColumns(_Frozen):
 
 
 class ItemColumns(Files):
-    """What can be recommended."""
+    """What can be recommended; `only` keeps rows whose column has one of the given values."""
 
     id: str
+    only: dict[str, Names] = Field(default_factory=dict)
     kind: str | None = None  # a constant, not a column
     name: str | None = None
     title: str | None = None

@@ -4,6 +4,7 @@ import csv
 import difflib
 import json
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -58,11 +59,15 @@ RAW_TSV = Dialect(delimiter="\t", quoted=False, header=False)
 
 @dataclass(frozen=True)
 class Source:
-    """One file as a table of N rows; text files are all strings until a column is converted."""
+    """A file as a table of N rows; text files are all strings until a column is converted.
+
+    start: how many rows of the file come before, where it is read piece by piece.
+    """
 
     path: Path
     table: pa.Table
     dialect: Dialect | None = None
+    start: int = 0
 
     def __len__(self) -> int:
         """N."""
@@ -70,6 +75,7 @@ class Source:
 
     def where(self, row: int) -> str:
         """`FILE line 7` for text, `FILE row 6` (counted from 1) for Parquet."""
+        row += self.start
         if self.dialect is not None:
             for index, (line, _) in enumerate(self.dialect.rows(self.path)):
                 if index == row:
@@ -213,6 +219,19 @@ class Source:
                 )
         return parsed
 
+    def required_times(
+        self, name: str, form: str = "iso", *, timezone: str | None = None
+    ) -> pa.Array:
+        """As `times`, without gaps.
+
+        Raises:
+            DataError: see `times`; or a value is missing.
+        """
+        ts = self.times(name, form, timezone=timezone)
+        if ts.null_count:
+            raise DataError(f"{self.where(first(ts.is_null()))}: column {name!r} is empty")
+        return ts
+
     def _parsed(self, name: str, form: str) -> pa.Array:
         text = self.strings(name)
         if form == "iso":
@@ -300,12 +319,14 @@ def require_file(path: Path) -> Path:
     return path
 
 
-def read_text(path: Path, dialect: Dialect, columns: Sequence[str] | None = None) -> Source:
-    """Read a delimited file; `columns` names them where there is no header.
+@contextmanager
+def csv_parsing(
+    path: Path, dialect: Dialect, columns: Sequence[str] | None = None
+) -> Iterator[dict[str, Any]]:
+    """Options for a reader of `pyarrow.csv`, whose errors then name the line.
 
     Raises:
-        DataError: a row with too few or too many fields, or bytes that are not the dialect's
-            encoding.
+        DataError: see `read_text`.
     """
     require_file(path)
     if path.stat().st_size == 0:
@@ -317,8 +338,7 @@ def read_text(path: Path, dialect: Dialect, columns: Sequence[str] | None = None
             reader = csv.reader(handle, delimiter=dialect.delimiter, quoting=dialect.quoting)
             names = next(reader, [])
     try:
-        table = pv.read_csv(
-            path,
+        yield dict(
             read_options=pv.ReadOptions(
                 column_names=names,
                 skip_rows=1 if dialect.header else 0,
@@ -342,7 +362,17 @@ def read_text(path: Path, dialect: Dialect, columns: Sequence[str] | None = None
                     f"({', '.join(names)})"
                 ) from error
         raise DataError(f"{path}: {error}") from error
-    return Source(path, table, dialect)
+
+
+def read_text(path: Path, dialect: Dialect, columns: Sequence[str] | None = None) -> Source:
+    """Read a delimited file; `columns` names them where there is no header.
+
+    Raises:
+        DataError: a row with too few or too many fields, or bytes that are not the dialect's
+            encoding.
+    """
+    with csv_parsing(path, dialect, columns) as options:
+        return Source(path, pv.read_csv(path, **options), dialect)
 
 
 def read_parquet(path: Path, columns: Sequence[str] | None = None) -> Source:

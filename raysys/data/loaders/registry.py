@@ -13,7 +13,9 @@ from raysys.data.dataset import DatasetWriter
 from raysys.data.files import sha256_file
 from raysys.data.loaders.base import Imported, ImportedCorpus, Loader, Options
 from raysys.data.loaders.bing_news import BingNews
+from raysys.data.loaders.completejourney import CompleteJourney
 from raysys.data.loaders.corpus import Corpus
+from raysys.data.loaders.described import Described
 from raysys.data.loaders.dhrd_prompts import DhrdPrompts
 from raysys.data.loaders.ebnerd import Ebnerd
 from raysys.data.loaders.foursquare_checkins import FoursquareCheckins
@@ -21,9 +23,11 @@ from raysys.data.loaders.foursquare_restaurants import FoursquareRestaurants
 from raysys.data.loaders.frappe import Frappe
 from raysys.data.loaders.lists import running_number
 from raysys.data.loaders.mapped import Mapped
+from raysys.data.loaders.merrec import MerRec
 from raysys.data.loaders.mind import Mind
 from raysys.data.loaders.movielens import Movielens
 from raysys.data.loaders.reading import combined, nearest
+from raysys.data.loaders.rees46 import Rees46
 from raysys.data.loaders.reuters import Reuters
 from raysys.data.loaders.trd import Trd
 from raysys.data.manifest import DataCard, Manifest
@@ -36,15 +40,19 @@ LOADERS: dict[str, Loader[Any]] = {
     loader.name: loader
     for loader in (
         BingNews(),
+        CompleteJourney(),
         Corpus(),
+        Described("deskdrop"),
         DhrdPrompts(),
         Ebnerd(),
         FoursquareCheckins(),
         FoursquareRestaurants(),
         Frappe(),
         Mapped(),
+        MerRec(),
         Mind(),
         Movielens(),
+        Rees46(),
         Reuters(),
         Trd(),
     )

@@ -170,7 +170,7 @@ def _orders(train: Source, test: Source, labels: Source, form: str) -> _Orders:
         twice = pc.value_counts(both)
         name = twice.field("values").filter(pc.greater(twice.field("counts"), 1))[0]
         raise DataError(f"{train.path.parent}: order {name} occurs twice")
-    times = [_required_times(source, form) for source in sources]
+    times = [source.required_times("order_timestamp", form, timezone=_ZONE) for source in sources]
     return _Orders(
         id=both,
         user=pa.concat_arrays([source.required("user_id") for source in sources]),
@@ -182,15 +182,6 @@ def _orders(train: Source, test: Source, labels: Source, form: str) -> _Orders:
         ),
         train=len(train),
     )
-
-
-def _required_times(source: Source, form: str) -> pa.Array:
-    times = source.times("order_timestamp", form, timezone=_ZONE)
-    if times.null_count:
-        raise DataError(
-            f"{source.where(first(times.is_null()))}: column 'order_timestamp' is empty"
-        )
-    return times
 
 
 def _answers(test: Source, orders: pa.Array, labels: Source) -> pa.Array:
