@@ -1,15 +1,19 @@
 """Build what a trained run needs beside its weights."""
 
+from datetime import date, datetime
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from raysys.hkfr.config import InstructionConfig, KnowledgeConfig
 from raysys.hkfr.features import FeatureOptions
 from raysys.options import resolve
 from raysys.recipes.catalogue import build_catalogue, write_news_vectors
 from raysys.recipes.cofars_lists import ListsReport, build_lists
 from raysys.recipes.hkfr_features import build_features
+from raysys.recipes.hkfr_instructions import InstructionsReport, build_instructions
+from raysys.recipes.hkfr_knowledge import KnowledgeReport, build_knowledge
 from raysys.recipes.personas import build_personas
 
 app = typer.Typer(no_args_is_help=True, help="Build what a trained run needs beside its weights.")
@@ -86,6 +90,51 @@ def news_vectors(
     typer.echo(f"{out}: {write_news_vectors(run, out):,} news")
 
 
+@app.command("hkfr-knowledge")
+def hkfr_knowledge(
+    data: Annotated[Path, typer.Option(help="Data set folder: whose events.")],
+    out: Annotated[Path, typer.Option(help="Knowledge store; made if missing.")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="key=value, e.g. backend.name=local_llm days=7")
+    ] = None,
+    day: Annotated[
+        datetime | None,
+        typer.Option(
+            "--date",
+            formats=["%Y-%m-%d"],
+            help="Day of the knowledge, of events before it; by default the one after the last.",
+        ),
+    ] = None,
+    config: Annotated[Path | None, typer.Option(help="YAML file of options.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")] = False,
+) -> None:
+    """Fuse each user's events into a knowledge text: the nightly job of HKFR.
+
+    Only users whose events are new are fused; run again, it goes on where it was interrupted.
+    """
+    wanted: date | None = day.date() if day else None
+    report = build_knowledge(data, out, resolve(KnowledgeConfig, config, overrides or []), wanted)
+    typer.echo(report.model_dump_json() if as_json else _knowledge_sentence(report))
+
+
+@app.command("hkfr-instructions")
+def hkfr_instructions(
+    data: Annotated[Path, typer.Option(help="Data set folder: whose requests.")],
+    knowledge: Annotated[Path, typer.Option(help="Store of `raysys build hkfr-knowledge`.")],
+    out: Annotated[Path, typer.Option(help="Folder of the samples.")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="key=value, e.g. train_per_user=10")
+    ] = None,
+    config: Annotated[Path | None, typer.Option(help="YAML file of options.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the folder.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")] = False,
+) -> None:
+    """Word instructions about each user's next order, with answers: what HKFR tunes on."""
+    options = resolve(InstructionConfig, config, overrides or [])
+    report = build_instructions(data, knowledge, out, options, overwrite=overwrite)
+    typer.echo(report.model_dump_json() if as_json else _instructions_sentence(report))
+
+
 @app.command("hkfr-features")
 def hkfr_features(
     model: Annotated[
@@ -115,6 +164,27 @@ def hkfr_features(
         f"{report.kept_dates} dates were there, {report.seconds:.1f} s"
     )
     typer.echo(report.model_dump_json() if as_json else told)
+
+
+def _instructions_sentence(report: InstructionsReport) -> str:
+    parts = ", ".join(f"{count:,} {name}" for name, count in report.samples.items())
+    skipped = "".join(f"; no task {name}: {why}" for name, why in report.skipped.items())
+    return (
+        f"{report.out}: samples {parts} of {len(report.tasks)} tasks; "
+        f"{report.without_knowledge:,} requests without knowledge{skipped}; {report.seconds:.1f} s"
+    )
+
+
+def _knowledge_sentence(report: KnowledgeReport) -> str:
+    ends = sorted({*report.dates[:1], *report.dates[-1:]})
+    when = " to ".join(ends) or "each request"
+    asked = f", {report.llm_calls:,} LLM calls, {report.tokens:,} tokens" * bool(report.llm_calls)
+    return (
+        f"{report.out}: knowledge of {report.users:,} users ({report.cold:,} without events) of "
+        f"{when} by {report.backend}; {report.changed:,} changed{asked}, {report.fallbacks:,} "
+        f"fall-backs, {report.dropped_claims:,} of {report.claims:,} claims dropped, "
+        f"{report.seconds:.1f} s"
+    )
 
 
 def _sentence(report: ListsReport) -> str:

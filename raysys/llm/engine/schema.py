@@ -41,6 +41,8 @@ def fault_of_json(text: str, schema: dict[str, Any], finished: bool) -> str | No
     except json.JSONDecodeError as error:
         why = "" if finished else "; it was cut at max_new_tokens"
         return f"the answer is not JSON ({error.msg} at character {error.pos}{why}): {text[:60]!r}"
+    except (ValueError, RecursionError) as error:  # a number too long, lists too deep
+        return f"the answer is not JSON that can be read ({error}): {text[:60]!r}"
     for error in Draft202012Validator(schema).iter_errors(value):
         return f"the answer does not fit the schema: {error.message[:200]}"
     return None

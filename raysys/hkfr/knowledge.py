@@ -1,0 +1,81 @@
+"""K_u: what is known of a user, as statements with evidence and as prose (§2.2)."""
+
+import json
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from raysys.hkfr.words import one_line, sentences, within
+
+NOTHING = "Nothing is known of this user yet."
+
+
+class Statement(BaseModel):
+    """One sentence, and the numbers of the events that say so (e1, e2, ...)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    text: str
+    events: tuple[str, ...]
+
+
+class Knowledge(BaseModel):
+    """Facts, newest first, interests, strongest first, and a summary in prose."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    facts: tuple[Statement, ...] = ()
+    interests: tuple[Statement, ...] = ()
+    prose: str = ""
+
+    def text(self, output: str, prose_tokens: int) -> str:
+        """The text for prompts: prose of at most `prose_tokens`, and with `record` after it a
+        line per interest and per fact, so that a text cut at its end loses the oldest facts."""
+        lines = [within(sentences(self.prose), prose_tokens, " ")] if self.prose else []
+        if output == "record" or not lines:
+            lines += [statement.text for statement in (*self.interests, *self.facts)]
+        return "\n".join(lines)
+
+
+def answer_schema(statements: int, statement_chars: int, prose_chars: int) -> dict[str, Any]:
+    """JSON schema of a model's answer with at most so many facts, and as many interests."""
+    statement = {
+        "type": "object",
+        "properties": {
+            "text": {"type": "string", "minLength": 1, "maxLength": statement_chars},
+            "events": {
+                "type": "array",
+                "items": {"type": "string", "pattern": "^e[0-9]{1,3}$"},
+                "minItems": 1,
+                "maxItems": 5,
+            },
+        },
+        "required": ["text", "events"],
+        "additionalProperties": False,
+    }
+    several = {"type": "array", "items": statement, "maxItems": statements}
+    prose = {"type": "string", "minLength": 1, "maxLength": prose_chars}
+    return {
+        "type": "object",
+        "properties": {"facts": several, "interests": several, "prose": prose},
+        "required": ["facts", "interests", "prose"],
+        "additionalProperties": False,
+    }
+
+
+def parse(answer: str) -> Knowledge:
+    """The knowledge in an answer that fits `answer_schema`."""
+    given = json.loads(answer)
+    facts, interests = (
+        tuple(
+            Statement(text=_cleaned(statement["text"]), events=tuple(statement["events"]))
+            for statement in given[name]
+        )
+        for name in ("facts", "interests")
+    )
+    return Knowledge(facts=facts, interests=interests, prose=_cleaned(given["prose"]))
+
+
+def _cleaned(text: str) -> str:
+    # JSON can spell halves of characters ("\ud83d"), which no file holds.
+    return one_line(text.encode("utf-8", "replace").decode("utf-8"), longest=None)
