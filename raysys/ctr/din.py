@@ -197,8 +197,8 @@ class DIN(CTRRanker):
         self.look_up([DatedFeature.load(folder / FEATURES, table.name) for table in self.tables])
 
     def open_indexes(self, folder: Path) -> None:
-        """See `Ranker`: a newer dated table, as the nightly job leaves it."""
-        if self.tables and (folder / FEATURES).is_dir():
+        """See `Ranker`: a newer dated table, as the nightly job leaves it after its first date."""
+        if self.tables and any((folder / FEATURES).glob("date=*")):
             self.look_up(read_features(folder / FEATURES, [table.name for table in self.tables]))
 
     def request_vectors(self, batch: Batch) -> Tensor:

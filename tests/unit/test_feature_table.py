@@ -11,10 +11,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from tastes import FIRST, HOUR, NOW, din, planted, told_on
 
 from raysys.artifacts.export import export_run
 from raysys.artifacts.predictor import Predictor
-from raysys.data.dataset import Dataset, DatasetWriter
+from raysys.data.dataset import Dataset
 from raysys.data.feature_table import (
     DAYS,
     NO_DAY,
@@ -26,16 +27,13 @@ from raysys.data.feature_table import (
     write_features,
 )
 from raysys.data.histories import UNKNOWN_TS
-from raysys.data.manifest import DataCard
 from raysys.data.prepared import prepare
 from raysys.data.requests import HistoryEvent, Request
 from raysys.errors import ArtifactError, ConfigError, DataError
 from raysys.layers.dated import DatedInputs
-from raysys.recipes.registry import DINRecipe, run
+from raysys.recipes.registry import run
 from raysys.recipes.split_scorer import SplitScorer
 
-FIRST = date(2023, 5, 1)
-HOUR = 3_600_000_000
 # Days on which users have a value, a number that names user and day.
 Plan = dict[str, list[int]]
 plans = st.dictionaries(st.sampled_from(["a", "b", "c"]), st.lists(st.integers(0, 25), unique=True))
@@ -150,66 +148,6 @@ def test_what_is_missing_is_a_learned_default() -> None:
     assert layer.default.grad.tolist() == [1, 1, 1]
 
 
-NOW = int((FIRST - date(1970, 1, 1)).days) * 24 * HOUR
-
-
-def planted(root: Path) -> tuple[Path, Path]:
-    """People of two tastes who click by it alone, and a table that knows the taste the day before.
-
-    Nobody has a history. The tables of the day itself say the opposite.
-    """
-    rng = np.random.default_rng(0)
-    shown = []
-    for number in range(120):
-        user, day = number % 30, number // 30
-        clicked = "sweet" if user % 2 else "salty"
-        shown.append(
-            dict(
-                impression_id=f"p{number:03d}", user_id=f"u{user:02d}",
-                ts=NOW + (24 * day + int(rng.integers(24))) * HOUR, tz_offset_min=0,
-                candidates=["sweet", "salty"], clicks=[clicked], orders=[], context={},
-                split=("train", "train", "valid", "test")[day],
-            )
-        )  # fmt: skip
-    with DatasetWriter(root / "data", contexts={}) as writer:
-        writer.write("items", pa.table(dict(item_id=["sweet", "salty"])))
-        kinds = writer.schemas
-        writer.write("events", pa.Table.from_pylist([], kinds["events"]))
-        writer.write("impressions", pa.Table.from_pylist(shown, kinds["impressions"]))
-        writer.commit(
-            DataCard(
-                dataset="tastes", version="1", reader="test@1", label_rule="click",
-                split_rule="by day", group_key="impression", history_cut="strict", licence="none",
-            ),
-            history_behaviours=("click",),
-        )  # fmt: skip
-    for day in (-1, 3):
-        likes = [[float(u % 2 == (day < 0))] * 2 for u in range(28)]
-        write_features(
-            root / "table",
-            FIRST + timedelta(days=day),
-            pa.Table.from_pylist(
-                [
-                    dict(owner_kind="user", owner_id=f"u{u:02d}", name="taste", value=value,
-                         source_id="s")
-                    for u, value in enumerate(likes)
-                ],
-                schema=SCHEMA,
-            ),
-        )  # fmt: skip
-    return root / "data", root / "table"
-
-
-def config(data: Path, table: Path | None, **more: Any) -> DINRecipe:
-    return DINRecipe.model_validate(
-        dict(
-            data=str(data), feature_table=table and str(table), features={"tables": ["taste"]},
-            model=dict(embedding_dim=4, hidden=(8,), attention_hidden=(4,)), batch_size=8,
-            train=dict(epochs=12, lr=0.02),
-        ) | more
-    )  # fmt: skip
-
-
 @pytest.mark.slow
 def test_din_learns_from_yesterday_and_evaluation_and_requests_read_alike(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -217,7 +155,7 @@ def test_din_learns_from_yesterday_and_evaluation_and_requests_read_alike(
     monkeypatch.setenv("RAYSYS_CACHE", str(tmp_path / "cache"))
     data, table = planted(tmp_path)
     out = tmp_path / "run"
-    outcome = run(config(data, table), out, show_progress=False)
+    outcome = run(din(data, table), out, show_progress=False)
     assert outcome.result["validation"]["gauc"] > 0.9
     for folder in table.iterdir():  # the run has a copy
         folder.rename(folder.with_name(folder.name.removeprefix("date=")))
@@ -255,11 +193,11 @@ def test_din_learns_from_yesterday_and_evaluation_and_requests_read_alike(
     with pytest.raises(ArtifactError, match="dated features"):
         export_run(out, tmp_path / "ranker.pt2")
     # What the nightly job leaves there is read instead.
-    newer = pa.Table.from_pylist(
-        [dict(owner_kind="user", owner_id="u29", name="taste", value=[1.0, 1.0], source_id="n")],
-        schema=SCHEMA,
-    )
-    write_features(out / "indexes" / "features", FIRST + timedelta(days=2), newer)
+    newer = out / "indexes" / "features"
+    newer.mkdir(parents=True)  # begun, no date yet: the copy is read
+    predictor = Predictor.load(out)
+    np.testing.assert_array_equal(asked("u01"), sweet)
+    told_on(newer, 2, {"u29": 1.0})
     predictor = Predictor.load(out)
     np.testing.assert_array_equal(asked("u29"), sweet)
     np.testing.assert_array_equal(asked("u01"), default)
@@ -274,7 +212,7 @@ def test_options_that_do_not_fit_are_named(tmp_path: Path, monkeypatch: pytest.M
         "other": (dict(features={"tables": ["mood"]}), "no feature 'mood' of users"),
     }.values():
         with pytest.raises(ConfigError, match=told):
-            run(config(data, table, **options), tmp_path / "run", show_progress=False)
+            run(din(data, table, **options), tmp_path / "run", show_progress=False)
     write_features(
         tmp_path / "late", FIRST + timedelta(days=9),
         pa.Table.from_pylist(
@@ -283,5 +221,5 @@ def test_options_that_do_not_fit_are_named(tmp_path: Path, monkeypatch: pytest.M
         ),
     )  # fmt: skip
     with pytest.raises(ConfigError, match="no training request finds a value of taste; its dates"):
-        run(config(data, tmp_path / "late"), tmp_path / "run", show_progress=False)
+        run(din(data, tmp_path / "late"), tmp_path / "run", show_progress=False)
     assert not (tmp_path / "run").exists()
