@@ -13,6 +13,7 @@ from serve_apps.config import APP, ServeConfig, most_values
 from serve_apps.ctr import ctr
 from serve_apps.edge import CONTROLLER
 from serve_apps.gateway import gateway
+from serve_apps.llm import llm
 from serve_apps.news import news
 from serve_apps.personas import personas
 from serve_apps.scene import scene
@@ -22,16 +23,25 @@ PROXY_GRACE_S = 2.0
 
 
 def build(args: ServeConfig) -> serve.Application:
-    """Bind gateway, rankers and encoder as configured."""
+    """Bind gateway, rankers and what is beside them as configured."""
     encoder = _encoder(args)
-    rankers: dict[str, Any] = {}
+    beside: dict[str, Any] = {}
     if args.fused and encoder is not None:
-        rankers["scene"] = encoder
+        beside["scene"] = encoder
     wishes = args.models.personas
     if wishes is not None:
-        rankers["personas"] = personas.options(
+        beside["personas"] = personas.options(
             ray_actor_options=dict(num_cpus=wishes.num_cpus), **_HEALTH
         ).bind(wishes.store)
+    told = args.models.llm
+    if told is not None:
+        beside["llm"] = llm.options(
+            num_replicas=told.replicas,
+            ray_actor_options=dict(num_cpus=told.num_cpus),
+            # One is answered, the others wait; a refusal comes from the gateway.
+            max_ongoing_requests=told.in_flight * args.gateway.replicas,
+            **_HEALTH,
+        ).bind(told)
     if not args.fused:
         for family, model in args.models.served():
             deployment = {"ctr": ctr, "news": news}[family].options(
@@ -41,9 +51,9 @@ def build(args: ServeConfig) -> serve.Application:
                 **_HEALTH,
             )
             if family == "ctr":
-                rankers[family] = deployment.bind(model, encoder, most_values(args))
+                beside[family] = deployment.bind(model, encoder, most_values(args))
             else:
-                rankers[family] = deployment.bind(model, wishes)
+                beside[family] = deployment.bind(model, wishes)
     in_flight = args.limits.in_flight
     return gateway.options(
         num_replicas=args.gateway.replicas,
@@ -53,7 +63,7 @@ def build(args: ServeConfig) -> serve.Application:
         max_queued_requests=in_flight,
         backpressure_config=dict(status_code=503, retry_after_s=1),
         **_HEALTH,
-    ).bind(args, **rankers)
+    ).bind(args, **beside)
 
 
 def _encoder(args: ServeConfig) -> serve.Application | None:
@@ -99,7 +109,7 @@ def http_options(config: ServeConfig) -> dict[str, Any]:
     return dict(
         host=config.http.host,
         port=config.http.port,
-        request_timeout_s=config.http.request_timeout_s + PROXY_GRACE_S,
+        request_timeout_s=config.longest_s + PROXY_GRACE_S,
     )
 
 

@@ -7,10 +7,17 @@ from typing import Any, Self
 from urllib.parse import quote
 
 import requests
+from pydantic import BaseModel
 
 from raysys.data.requests import Request
 from raysys.errors import RaysysError
 from serve_apps.config import Family
+from serve_apps.llm_schemas import (
+    AnswerRequest,
+    DirectAnswer,
+    ExplainRequest,
+    UserExplanation,
+)
 from serve_apps.schemas import (
     ErrorBody,
     ModelCard,
@@ -79,8 +86,7 @@ class Client:
             ServerError: refused, or still failing after all retries.
         """
         ask = RankRequest(**dict(request), explain=explain, top_k=top_k)
-        body = ask.model_dump_json(exclude_defaults=True).encode()
-        answer = self._send("POST", f"/v1/{family}/rank", body)
+        answer = self._send("POST", f"/v1/{family}/rank", _body(ask))
         return RankAnswer.model_validate_json(answer.content)
 
     def persona(self, reader: str) -> PersonaAnswer:
@@ -116,6 +122,24 @@ class Client:
             ServerError: as for `persona`.
         """
         return self._persona("DELETE", reader)
+
+    def explain_user(self, request: ExplainRequest) -> UserExplanation:
+        """What the system knows of a user, and what its language model makes of it.
+
+        Raises:
+            ServerError: no `models.llm` is served, or the server does not answer.
+        """
+        answer = self._send("POST", "/v1/explain/user", _body(request))
+        return UserExplanation.model_validate_json(answer.content)
+
+    def answer(self, request: AnswerRequest) -> DirectAnswer:
+        """Names as a language model answers them about a user, likeliest first.
+
+        Raises:
+            ServerError: no `models.llm.model` is served, a task it cannot be asked, or no answer.
+        """
+        answer = self._send("POST", "/v1/answer", _body(request))
+        return DirectAnswer.model_validate_json(answer.content)
 
     def _persona(
         self, method: str, reader: str, body: bytes | None = None, more: str = ""
@@ -164,6 +188,10 @@ class Client:
                 raise failure
             time.sleep(pause)
         raise AssertionError("the last attempt returns or raises")
+
+
+def _body(request: BaseModel) -> bytes:
+    return request.model_dump_json(exclude_defaults=True).encode()
 
 
 def _error(answer: requests.Response) -> ErrorBody:

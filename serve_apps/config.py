@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -122,13 +122,42 @@ class Personas(_Strict):
         )
 
 
+class Llm(_Strict):
+    """What is known of users in words, and a language model that is asked about them.
+
+    knowledge: store of `build hkfr-knowledge`; each new night is read when it is there. model: run
+    folder of llm/instruct or a backbone (wheel:, dir:, hub:); without one the knowledge is told and
+    nothing is answered. samples: the folder it was tuned on, with the wording and candidates of its
+    tasks. interests, interest_chars: most that an explanation names, and the longest.
+    """
+
+    knowledge: Path
+    model: str | None = None
+    samples: Path | None = None
+    replicas: Count = 1
+    num_cpus: Annotated[float, Field(ge=0)] = 1.0
+    threads: Annotated[int, Field(ge=1, description="torch threads per replica")] = 1
+    in_flight: Annotated[int, Field(ge=1, description="questions per gateway replica")] = 4
+    timeout_s: Annotated[float, Field(gt=0, le=300)] = 30.0
+    interests: Annotated[int, Field(ge=1, le=20)] = 5
+    interest_chars: Annotated[int, Field(ge=8, le=400)] = 120
+    max_new_tokens: Count = 300
+
+    @model_validator(mode="after")
+    def _samples_of_a_model(self) -> "Llm":
+        if self.samples is not None and self.model is None:
+            raise ValueError("samples: only a model is asked their tasks; name it")
+        return self
+
+
 class Models(_Strict):
-    """The rankers, either of which may be absent, and what helps them."""
+    """The rankers, either of which may be absent, what helps them, and what tells of users."""
 
     ctr: Model | None = None
     news: Model | None = None
     scene: Scene | None = None
     personas: Personas | None = None
+    llm: Llm | None = None
 
     def served(self) -> Iterator[tuple[Family, Model]]:
         """Those that are present."""
@@ -154,8 +183,8 @@ class ServeConfig(_Strict):
 
     @model_validator(mode="after")
     def _serves_something(self) -> "ServeConfig":
-        if not list(self.models.served()):
-            raise ValueError("models: name a run folder for ctr, news or both")
+        if not list(self.models.served()) and self.models.llm is None:
+            raise ValueError("models: name a run folder for ctr, news or both, or serve an llm")
         if self.models.scene is not None and self.models.ctr is None:
             raise ValueError("models.scene: only a ctr model has scenes; name its run folder")
         if self.models.personas is not None and self.models.news is None:
@@ -167,13 +196,21 @@ class ServeConfig(_Strict):
         """CPUs that all replicas ask Ray for."""
         models = [(model.replicas, model.num_cpus) for _, model in self.models.served()]
         scene, personas = self.models.scene, self.models.personas
-        beside = 0.0 if scene is None else scene.replicas * scene.num_cpus
+        beside = sum(
+            part.replicas * part.num_cpus for part in (scene, self.models.llm) if part is not None
+        )
         beside += 0.0 if personas is None else personas.num_cpus
         if self.fused:
             return beside + self.gateway_cpus * self.gateway.replicas
         return (
             beside + self.gateway.replicas * self.gateway.num_cpus + sum(n * c for n, c in models)
         )
+
+    @property
+    def longest_s(self) -> float:
+        """The longest that any request may take."""
+        llm = self.models.llm
+        return max(self.http.request_timeout_s, 0.0 if llm is None else llm.timeout_s)
 
     @property
     def gateway_cpus(self) -> float:
@@ -205,7 +242,23 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> ServeConfig:
     if personas is not None:
         store = personas.store.expanduser().absolute()
         models["personas"] = personas.model_copy(update={"store": store})
+    llm = config.models.llm
+    if llm is not None:
+        paths: dict[str, Any] = {"knowledge": llm.knowledge.expanduser().absolute()}
+        if llm.samples is not None:
+            paths["samples"] = llm.samples.expanduser().absolute()
+        if llm.model is not None:
+            paths["model"] = _model_at(llm.model)
+        models["llm"] = llm.model_copy(update=paths)
     return config.model_copy(update={"models": config.models.model_copy(update=models)})
+
+
+def _model_at(model: str) -> str:
+    """A run folder or a backbone, folders absolute."""
+    scheme, found, name = model.partition(":")
+    if not found:
+        return str(Path(model).expanduser().absolute())
+    return f"dir:{Path(name).expanduser().absolute()}" if scheme == "dir" else model
 
 
 def most_values(config: ServeConfig) -> int:

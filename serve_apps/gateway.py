@@ -11,21 +11,18 @@ from typing import Any, TypeVar
 from fastapi import FastAPI, Request, Response
 from ray import serve
 from ray.exceptions import RayActorError
-from ray.serve.exceptions import (
-    BackPressureError,
-    DeploymentUnavailableError,
-    RequestCancelledError,
-)
+from ray.serve.exceptions import RequestCancelledError
 
 from raysys.data.requests import MAX_ID, HistoryEvent
 from serve_apps.config import Family, ServeConfig, most_values
 from serve_apps.ctr import CTRRanking
 from serve_apps.edge import TIMEOUT_HEADER, WISH_HEADER
+from serve_apps.llm_desk import LlmDesk
 from serve_apps.news import NewsRanking
 from serve_apps.personas import Wish
 from serve_apps.ranking import Ranking, Reply
+from serve_apps.refusals import Refusal, json_response, unavailable
 from serve_apps.schemas import (
-    ErrorBody,
     ModelCard,
     PersonaClick,
     PersonaWish,
@@ -40,22 +37,9 @@ from serve_apps.schemas import (
 log = logging.getLogger("ray.serve")
 
 HEALTH_TIMEOUT_S = 5.0
+Question = Callable[[bytes, float], Awaitable[Reply]]
 Told = TypeVar("Told")
 Wanted = TypeVar("Wanted", PersonaWish, PersonaClick)
-
-
-class Refusal(Exception):  # noqa: N818 - an answer, not an error
-    """A request that ends here with an error body."""
-
-    def __init__(self, status: int, error: str, detail: str, request_id: str | None = None) -> None:
-        super().__init__(detail)
-        self.status = status
-        self.body = ErrorBody(error=error, detail=detail, request_id=request_id)
-
-    def response(self) -> Response:
-        """Busy answers say when to come back."""
-        headers = {"Retry-After": "1"} if self.status == 503 else {}
-        return _json(self.status, to_json(self.body), headers)
 
 
 @dataclass(frozen=True)
@@ -133,6 +117,7 @@ class Gateway:
             is fused into this process.
         scene: handle of the text encoder for a ctr model that is fused.
         personas: handle of what readers have asked for about their personas.
+        llm: handle of what tells and answers about users.
     """
 
     def __init__(
@@ -142,9 +127,13 @@ class Gateway:
         news: Any = None,
         scene: Any = None,
         personas: Any = None,
+        llm: Any = None,
     ) -> None:
         self.config = config
         self.desk: PersonaDesk | None = None
+        self.llm: LlmDesk | None = None
+        if config.models.llm is not None:
+            self.llm = LlmDesk(config.models.llm, config.limits, llm, personas)
         self.in_flight = 0
         self.backends: dict[Family, Backend] = {}
         handles: dict[Family, Any] = {"ctr": ctr, "news": news}
@@ -203,20 +192,28 @@ class Gateway:
         async def forget(reader: str) -> Response:
             return await self.persona(reader, lambda desk: desk.forget(reader))
 
+        @api.post("/v1/explain/user")
+        async def explain_user(http: Request) -> Response:
+            return await self.ask(http, lambda desk: desk.explain)
+
+        @api.post("/v1/answer")
+        async def answer(http: Request) -> Response:
+            return await self.ask(http, lambda desk: desk.answer)
+
         @api.get("/v1/models")
         async def models() -> Response:
             cards = await self.describe()
-            return _json(200, to_json({"models": cards}))
+            return json_response(200, to_json({"models": cards}))
 
         @api.get("/v1/stats")
         async def stats() -> Response:
-            return _json(200, to_json({"stats": await self.stats()}))
+            return json_response(200, to_json({"stats": await self.stats()}))
 
         @api.get("/healthz")
         async def healthz() -> Response:
             cards = await self.describe()
             ids = {family: card.model_id for family, card in cards.items()}
-            return _json(200, to_json({"status": "ok", "models": ids}))
+            return json_response(200, to_json({"status": "ok", "models": ids}))
 
         @api.exception_handler(Refusal)
         async def refused(_: Request, refusal: Refusal) -> Response:
@@ -228,12 +225,15 @@ class Gateway:
 
         @api.exception_handler(405)
         async def unfit(_: Request, error: Exception) -> Response:
-            told = "ranking is a POST; personas are read by GET, changed by PUT, POST and DELETE"
+            told = (
+                "ranking, explaining and answering are POSTs; personas are read by GET, changed by "
+                "PUT, POST and DELETE"
+            )
             return Refusal(405, "method_not_allowed", told).response()
 
         @api.exception_handler(Exception)
         async def unexpected(_: Request, error: Exception) -> Response:
-            return _unavailable(error).response()
+            return unavailable(error).response()
 
         return api
 
@@ -283,10 +283,22 @@ class Gateway:
         except Refusal:
             raise
         except Exception as error:
-            raise _unavailable(error) from error
+            raise unavailable(error) from error
         finally:
             self.in_flight -= 1
-        return _json(status, body)
+        return json_response(status, body)
+
+    async def ask(self, http: Request, question: Callable[[LlmDesk], Question]) -> Response:
+        """One question about a user.
+
+        Raises:
+            Refusal: it ends in anything but an answer.
+        """
+        if self.llm is None or self.config.models.llm is None:
+            raise Refusal(404, "not_served", "nothing is told of users here; see models.llm")
+        allowed = self._allowed(http, self.config.models.llm.timeout_s)
+        status, body = await question(self.llm)(await self._body(http), allowed)
+        return json_response(status, body)
 
     async def rank(self, family: Family, http: Request) -> Response:
         """One ranking request, from its headers to its answer.
@@ -300,7 +312,7 @@ class Gateway:
         if self.in_flight >= self.config.limits.in_flight:
             raise Refusal(503, "busy", "too many requests are being answered; try again")
         loop = asyncio.get_running_loop()
-        allowed = self._allowed(http)
+        allowed = self._allowed(http, self.config.http.request_timeout_s)
         deadline = loop.time() + allowed
         self.in_flight += 1
         work = loop.create_task(self._work(family, http, deadline))
@@ -325,9 +337,9 @@ class Gateway:
                 request = await self.desk.heeded(request)
             except Exception as error:
                 # What a reader has hidden must not come back because nobody could be asked.
-                raise _unavailable(error, request.request_id) from error
+                raise unavailable(error, request.request_id) from error
         status, answer = await self._ask(family, request, deadline)
-        return _json(status, answer)
+        return json_response(status, answer)
 
     async def _ask(self, family: Family, request: RankRequest, deadline: float) -> Reply:
         """Scoring changes nothing, so a request whose replica died is simply sent to another,
@@ -340,13 +352,13 @@ class Gateway:
         except RayActorError as death:
             log.warning("%s replica died under %s: asking another", family, request.request_id)
             if asyncio.get_running_loop().time() >= deadline:
-                raise _unavailable(death, request.request_id) from death
+                raise unavailable(death, request.request_id) from death
         except Exception as error:
-            raise _unavailable(error, request.request_id) from error
+            raise unavailable(error, request.request_id) from error
         try:
             return await rank(request)
         except Exception as error:
-            raise _unavailable(error, request.request_id) from error
+            raise unavailable(error, request.request_id) from error
 
     async def _body(self, http: Request) -> bytes:
         kind = http.headers.get("content-type", "").partition(";")[0].strip().lower()
@@ -361,9 +373,8 @@ class Gateway:
                 raise Refusal(413, "too_large", f"the body is larger than {limit:,} bytes")
         return bytes(body)
 
-    def _allowed(self, http: Request) -> float:
-        """Seconds for this request: what the client asks for, never more than configured."""
-        limit = self.config.http.request_timeout_s
+    def _allowed(self, http: Request, limit: float) -> float:
+        """Seconds for this request: what the client asks for, never more than the limit."""
         wish = http.headers.get(WISH_HEADER.decode()) or http.headers.get(TIMEOUT_HEADER.decode())
         try:
             seconds = float(wish or limit)
@@ -378,18 +389,6 @@ async def _all(asked: dict[Family, Callable[[], Awaitable[Told]]]) -> dict[Famil
             return {family: await ask() for family, ask in asked.items()}
     except Exception as error:
         raise Refusal(503, "unavailable", "a ranker does not answer; try again") from error
-
-
-def _unavailable(error: Exception, request_id: str | None = None) -> Refusal:
-    if isinstance(error, BackPressureError):
-        return Refusal(503, "busy", "the ranker's queue is full; try again", request_id)
-    if not isinstance(error, (RayActorError, DeploymentUnavailableError)):
-        log.error("request %s failed", request_id, exc_info=error)
-    return Refusal(503, "unavailable", "the ranker failed; try again", request_id)
-
-
-def _json(status: int, body: bytes, headers: dict[str, str] | None = None) -> Response:
-    return Response(body, status, headers, media_type="application/json")
 
 
 gateway = serve.deployment(name="gateway")(serve.ingress()(Gateway))

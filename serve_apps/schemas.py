@@ -200,9 +200,7 @@ def parse(body: bytes, limits: Limits) -> RankRequest | str:
     try:
         request = RankRequest.model_validate_json(body, strict=True)
     except ValidationError as error:
-        faults = error.errors(include_url=False, include_input=False, include_context=False)
-        more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
-        return _fault(faults[0]) + more
+        return fault_of(error)
     return _over(request, limits) or request
 
 
@@ -214,7 +212,7 @@ def parse_told(kind: type[Told], body: bytes, limits: Limits) -> Told | str:
     try:
         told = kind.model_validate_json(body)
     except ValidationError as error:
-        return _fault(error.errors(include_url=False, include_input=False)[0])
+        return fault_of(error)
     words = told.hidden if isinstance(told, PersonaWish) else (told.item_id,)
     longest = max(map(len, words), default=0)
     if longest > limits.string:
@@ -231,10 +229,13 @@ def request_id(body: bytes) -> str | None:
     return found if isinstance(found, str) and len(found) <= MAX_ID else None
 
 
-def _fault(fault: Any) -> str:
-    where = ".".join(str(part) for part in fault["loc"])
-    message = fault["msg"].removeprefix("Value error, ")
-    return f"{where}: {message}" if where else message
+def fault_of(error: ValidationError) -> str:
+    """The first fault of a body in words, and how many more there are."""
+    faults = error.errors(include_url=False, include_input=False, include_context=False)
+    where = ".".join(str(part) for part in faults[0]["loc"])
+    message = faults[0]["msg"].removeprefix("Value error, ")
+    more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
+    return (f"{where}: {message}" if where else message) + more
 
 
 def _over(request: RankRequest, limits: Limits) -> str | None:

@@ -13,6 +13,7 @@ from raysys.dist.cluster import ensure_ray
 from raysys.errors import ConfigError, RaysysError
 from raysys.larr.online import scene_fit
 from serve_apps.config import APP, Family, ServeConfig, check_family
+from serve_apps.llm import check_llm
 from serve_apps.news import persona_table
 
 HEALTHY_WITHIN_S = 60.0
@@ -26,6 +27,7 @@ def check_runs(config: ServeConfig) -> dict[Family, RunConfig]:
     Raises:
         ArtifactError: a run is unfinished, damaged or of the other family, or has no scenes to
             fill, or no personas to show.
+        RaysysError: see `check_llm`.
     """
     found = {}
     for family, model in config.models.served():
@@ -36,6 +38,8 @@ def check_runs(config: ServeConfig) -> dict[Family, RunConfig]:
             scene_fit(found[family], model.run)
         if family == "news" and config.models.personas is not None:
             config.models.personas.barred(persona_table(run))
+    if config.models.llm is not None:
+        check_llm(config.models.llm)
     return found
 
 

@@ -3,6 +3,7 @@
 import os
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -27,6 +28,19 @@ MEALS = ("lunch", "dinner")
 HOUR = 3_600_000_000
 START = 1_700_000_000_000_000
 NOW = START + 200 * HOUR
+
+
+class Handle:
+    """A deployment in this process that is called as one in another."""
+
+    def __init__(self, deployed: Any) -> None:
+        self.deployed = deployed
+
+    def __getattr__(self, name: str) -> Any:
+        class Method:
+            remote = staticmethod(getattr(self.deployed, name))
+
+        return Method
 
 
 @cache

@@ -30,7 +30,7 @@ def serve(
         bool, typer.Option("--json", help="Print one JSON line on stdout when ready.")
     ] = False,
 ) -> None:
-    """Serve trained runs over HTTP: POST /v1/ctr/rank and /v1/news/rank.
+    """Serve trained runs over HTTP: POST /v1/ctr/rank, /v1/news/rank, /v1/answer and others.
 
     Runs until Ctrl-C or SIGTERM; requests that are being answered are finished first.
     """
@@ -48,6 +48,8 @@ def serve(
         else:
             for name, run in runs.items():
                 screen.print(f"{name}: {run.recipe}, model {run.model_id}, verified")
+            if settings.models.llm is not None:
+                screen.print(f"llm: {settings.models.llm.model or 'knowledge alone'}, verified")
         return
     stopped = threading.Event()
     with screen.status("starting Ray and the replicas …") as status, running(settings) as url:
@@ -69,8 +71,11 @@ def serve(
                     card.data_card_id,
                 )
             screen.print(table)
-            for name in cards:
-                screen.print(f"POST {url}/v1/{name}/rank", highlight=False, soft_wrap=True)
+            paths = [f"{name}/rank" for name in cards]
+            if settings.models.llm is not None:
+                paths += ["explain/user", "answer"]
+            for path in paths:
+                screen.print(f"POST {url}/v1/{path}", highlight=False, soft_wrap=True)
             screen.print(f"also {url}/healthz and {url}/v1/models; stop with Ctrl-C")
         # Set only now: Ray puts its own handlers in place when it starts.
         for number in (signal.SIGINT, signal.SIGTERM):

@@ -52,8 +52,13 @@ def local_day(
 
 
 def day_of(day: date) -> int:
-    """Days since 1970."""
+    """Days since 1970; `date_of` is its inverse."""
     return (day - _EPOCH).days
+
+
+def date_of(day: int) -> date:
+    """The date so many days after 1970 begins."""
+    return _EPOCH + timedelta(days=day)
 
 
 def dated_folders(root: Path | str) -> dict[date, Path]:
@@ -225,7 +230,7 @@ def _sorted(root: Path | str, name: str, table: pa.Table) -> DatedFeature:
     widths = pc.list_value_length(values).to_numpy(zero_copy_only=False)
     if len(set(widths.tolist())) > 1 or 0 in widths:
         row = int(np.flatnonzero((widths != widths[0]) | (widths == 0))[0])
-        day = _EPOCH + timedelta(days=table["day"][row].as_py())
+        day = date_of(table["day"][row].as_py())
         raise DataError(
             f"{root}: feature {name} of user {table['owner_id'][row]} on {day} has "
             f"{widths[row]} numbers, others have {widths[0]}; build the table anew"

@@ -5,11 +5,10 @@ names; whatever tells who the user is must be told by the log.
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from raysys.hkfr.knowledge import Knowledge, Statement
-from raysys.hkfr.render import Document
 from raysys.hkfr.words import sentences
 
 _WORD = re.compile(r"\w+(?:['’&-]\w+)*")
@@ -57,7 +56,7 @@ def folded(text: str) -> str:
 
 @dataclass
 class Filter:
-    """Drops from knowledge what a document does not support.
+    """Drops from knowledge what the lines it was made of do not support.
 
     names: of the catalogue; those are found however they are written.
     claims, dropped: statements and sentences seen so far, and those left out.
@@ -72,10 +71,10 @@ class Filter:
         """A filter that knows these names."""
         return cls(frozenset(folded(name).strip() for name in names) - {""})
 
-    def __call__(self, knowledge: Knowledge, document: Document) -> Knowledge:
-        """What of it is supported."""
-        source = folded(" ".join(event.line for event in document.events))
-        known = {f"e{number}" for number in range(1, len(document.events) + 1)}
+    def __call__(self, knowledge: Knowledge, lines: Sequence[str]) -> Knowledge:
+        """What of it is supported by the lines e1, e2, ..., given without their numbers."""
+        source = folded(" ".join(lines))
+        known = {f"e{number}" for number in range(1, len(lines) + 1)}
         said = sentences(knowledge.prose)
         kept = Knowledge(
             facts=self._supported(knowledge.facts, source, known),

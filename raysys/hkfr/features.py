@@ -81,7 +81,12 @@ class Question:
             raise ConfigError(
                 f"tasks={task}: {samples.path} has no {lacks}; there are candidates of {known}"
             )
-        return cls(task, min(times, key=lambda text: (-times[text], text)), names)
+        return cls(task, usual_wording(times), names)
+
+
+def usual_wording(times: Counter[str]) -> str:
+    """The commonest instruction, of equals the first by alphabet."""
+    return min(times, key=lambda text: (-times[text], text))
 
 
 class FeatureReader:

@@ -70,7 +70,7 @@ class Fuser:
         kept = reply.knowledge
         before = (self.filter.claims, self.filter.dropped)
         if self.fusion.asks and self.config.claims == "drop":
-            kept = self.filter(kept, document)
+            kept = self.filter(kept, [event.line for event in document.events])
         claims, dropped = self.filter.claims - before[0], self.filter.dropped - before[1]
         text = self._text(kept)
         if not text.strip():

@@ -39,41 +39,47 @@ class Knowledge(BaseModel):
 
 def answer_schema(statements: int, statement_chars: int, prose_chars: int) -> dict[str, Any]:
     """JSON schema of a model's answer with at most so many facts, and as many interests."""
-    statement = {
-        "type": "object",
-        "properties": {
-            "text": {"type": "string", "minLength": 1, "maxLength": statement_chars},
-            "events": {
-                "type": "array",
-                "items": {"type": "string", "pattern": "^e[0-9]{1,3}$"},
-                "minItems": 1,
-                "maxItems": 5,
-            },
-        },
-        "required": ["text", "events"],
-        "additionalProperties": False,
-    }
-    several = {"type": "array", "items": statement, "maxItems": statements}
+    several = _several(statements, statement_chars)
     prose = {"type": "string", "minLength": 1, "maxLength": prose_chars}
+    return _object({"facts": several, "interests": several, "prose": prose})
+
+
+def interests_schema(statements: int, statement_chars: int) -> dict[str, Any]:
+    """JSON schema of an answer with at most so many interests and nothing else."""
+    return _object({"interests": _several(statements, statement_chars)})
+
+
+def _several(statements: int, statement_chars: int) -> dict[str, Any]:
+    event = {"type": "string", "pattern": "^e[0-9]{1,3}$"}
+    statement = _object(
+        {
+            "text": {"type": "string", "minLength": 1, "maxLength": statement_chars},
+            "events": {"type": "array", "items": event, "minItems": 1, "maxItems": 5},
+        }
+    )
+    return {"type": "array", "items": statement, "maxItems": statements}
+
+
+def _object(properties: dict[str, Any]) -> dict[str, Any]:
     return {
         "type": "object",
-        "properties": {"facts": several, "interests": several, "prose": prose},
-        "required": ["facts", "interests", "prose"],
+        "properties": properties,
+        "required": list(properties),
         "additionalProperties": False,
     }
 
 
 def parse(answer: str) -> Knowledge:
-    """The knowledge in an answer that fits `answer_schema`."""
+    """The knowledge in an answer that fits `answer_schema` or `interests_schema`."""
     given = json.loads(answer)
     facts, interests = (
         tuple(
             Statement(text=_cleaned(statement["text"]), events=tuple(statement["events"]))
-            for statement in given[name]
+            for statement in given.get(name, ())
         )
         for name in ("facts", "interests")
     )
-    return Knowledge(facts=facts, interests=interests, prose=_cleaned(given["prose"]))
+    return Knowledge(facts=facts, interests=interests, prose=_cleaned(given.get("prose", "")))
 
 
 def _cleaned(text: str) -> str:

@@ -104,10 +104,16 @@ class KnowledgeStore:
 
     def texts(self, columns: list[str] | None = None) -> pa.Table:
         """All rows of TEXTS."""
-        parts = sorted((self.path / "texts").glob("part-*.parquet"))
-        names = columns or TEXTS.names
-        empty = pa.schema([TEXTS.field(name) for name in names]).empty_table()
-        return pa.concat_tables([empty, *(_read(part, empty.schema) for part in parts)])
+        empty = pa.schema([TEXTS.field(name) for name in columns or TEXTS.names]).empty_table()
+        return pa.concat_tables([empty, *(self.part(file, columns) for file in self.parts())])
+
+    def parts(self) -> list[Path]:
+        """The files of TEXTS, oldest first."""
+        return sorted((self.path / "texts").glob("part-*.parquet"))
+
+    def part(self, file: Path, columns: list[str] | None = None) -> pa.Table:
+        """Rows of one of `parts`."""
+        return _read(file, pa.schema([TEXTS.field(name) for name in columns or TEXTS.names]))
 
     def dates(self) -> list[date]:
         """The days there is knowledge of, ascending."""

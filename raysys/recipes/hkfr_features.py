@@ -7,7 +7,6 @@ OUT/hkfr.json                    what the features are: another model or options
 
 import hashlib
 import json
-import re
 import time
 from collections.abc import Sequence
 from datetime import UTC, date, datetime, timedelta
@@ -23,13 +22,13 @@ import torch
 from filelock import FileLock, Timeout
 from pydantic import BaseModel, ConfigDict
 
-from raysys.artifacts.run import verify_run
 from raysys.data.feature_table import dated_folder, write_features
 from raysys.data.files import write_text
 from raysys.data.manifest import canonical_json
 from raysys.data.mapping import progress_line
 from raysys.data.split import stable_hash
-from raysys.errors import ArtifactError, ConfigError, DataError
+from raysys.errors import ConfigError, DataError
+from raysys.hkfr.answering import open_instructed
 from raysys.hkfr.exported import TextValues, values_before
 from raysys.hkfr.features import FeatureOptions, FeatureReader, Question
 from raysys.hkfr.known import Knowledge
@@ -37,8 +36,7 @@ from raysys.hkfr.projection import Projection, load_projections, save_projection
 from raysys.hkfr.prompts import Prompts
 from raysys.hkfr.samples import Samples
 from raysys.hkfr.scoring import Scorer, scores_by_cache
-from raysys.llm.adapters import merged_backbone
-from raysys.llm.backbones import Backbone, open_backbone
+from raysys.llm.backbones import Backbone
 from raysys.llm.encoder import compute_dtype
 from raysys.llm.tokens import TextTokens
 from raysys.training.identity import differences
@@ -46,7 +44,6 @@ from raysys.training.identity import differences
 Floats = npt.NDArray[np.float32]
 SPEC, PROJECTION = "hkfr.json", "projection.safetensors"
 _TEXTS_AT_ONCE = 1024
-_MAX_TOKENS = 1024  # of a model that is no run
 _ONE_DAY = timedelta(days=1)
 
 
@@ -110,7 +107,7 @@ def _build(
     questions: Sequence[Question],
     begin: float,
 ) -> FeaturesReport:
-    backbone, longest = _backbone(model)
+    backbone, longest = open_instructed(model)
     spec: dict[str, Any] = {
         "format": 1,
         "model": backbone.sha256,
@@ -172,24 +169,6 @@ def _values(
     if left:
         parts.append(TextValues.of(left, ask([texts[key] for key in left])))
     return reduce(TextValues.joined, parts)
-
-
-def _backbone(model: str) -> tuple[Backbone, int]:
-    """The model to ask, and T, the tokens it was tuned on."""
-    if re.match(r"(hub|dir|wheel):", model):
-        found = open_backbone(model)
-        return found, min(_MAX_TOKENS, found.max_positions or _MAX_TOKENS)
-    run = Path(model)
-    verify_run(run)
-    config = json.loads((run / "config.json").read_text(encoding="utf-8"))
-    if config.get("recipe") != "llm/instruct":
-        raise ArtifactError(
-            f"{run} is a run of {config.get('recipe')}; only llm/instruct answers instructions"
-        )
-    found = open_backbone(f"dir:{run / 'hf'}")
-    if (run / "adapter").is_dir():
-        found = merged_backbone(found, run / "adapter")
-    return found, int(config["recipe_options"]["max_tokens"])
 
 
 def _refuse_others(out: Path, spec: dict[str, Any]) -> None:

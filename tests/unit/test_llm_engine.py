@@ -202,14 +202,14 @@ def test_impossible_schemas_are_refused_before_the_job(schema: dict, message: st
 def test_a_prompt_that_breaks_the_model_is_contained(
     causal: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    answer_all = local_engine._Writer._answers
+    answer_all = local_engine.Writer._answers
 
     def fragile(self: object, prompts: list, numbers: list[int]) -> list[Answer]:
         if 1 in numbers:
             raise RuntimeError("no memory")
         return answer_all(self, prompts, numbers)
 
-    monkeypatch.setattr(local_engine._Writer, "_answers", fragile)
+    monkeypatch.setattr(local_engine.Writer, "_answers", fragile)
     got = ask(spec_of(causal), ["a", "b", "c"])
     assert [answer.error for answer in got] == [None, "RuntimeError: no memory", None]
 

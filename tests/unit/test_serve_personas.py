@@ -8,6 +8,7 @@ from typing import Any
 
 import newspaper as paper
 import pytest
+from serve_fixtures import Handle
 from starlette.testclient import TestClient
 
 from raysys.artifacts.predictor import Predictor
@@ -23,19 +24,6 @@ from serve_apps.gateway import Gateway
 from serve_apps.personas import KEPT, PersonaBook, PersonaStore, Wish
 from serve_apps.schemas import PersonaAnswer, RankAnswer
 from serve_apps.server import check_runs
-
-
-class Handle:
-    """A store in this process that is called as one in another."""
-
-    def __init__(self, store: PersonaStore) -> None:
-        self.store = store
-
-    def __getattr__(self, name: str) -> Any:
-        class Method:
-            remote = staticmethod(getattr(self.store, name))
-
-        return Method
 
 
 @pytest.fixture(scope="module")

@@ -24,13 +24,17 @@ def generate_by_transformers(
     spec: GenerateSpec, prompts: Sequence[object], first_row: int
 ) -> Iterator[Answers]:
     """See `raysys.llm.engine.generate`."""
-    writer = _Writer(spec)
+    writer = Writer(spec)
     for begin in range(0, len(prompts), _ROWS_PER_CHUNK):
         yield writer(prompts[begin : begin + _ROWS_PER_CHUNK], first_row + begin)
 
 
-class _Writer:
-    """A model that answers prompts."""
+class Writer:
+    """A model that answers prompts, kept from call to call.
+
+    Raises:
+        ConfigError, ArtifactError: as `GenerateSpec.open`; see `PromptTokens`.
+    """
 
     def __init__(self, spec: GenerateSpec) -> None:
         self.spec = spec
@@ -42,7 +46,8 @@ class _Writer:
         self.model: PreTrainedModel = self.backbone.causal_model(self.device, dtype)
         self.ends = self.prompts.ends
 
-    def __call__(self, texts: Sequence[object], first_row: int) -> Answers:
+    def __call__(self, texts: Sequence[object], first_row: int = 0) -> Answers:
+        """Answers to the prompts [N]; first_row: number of the first, for its draw."""
         prompts = self.prompts(texts)
         answers = [Answer(None, prompt.fault) for prompt in prompts]
         lengths = np.array(

