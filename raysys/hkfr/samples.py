@@ -124,10 +124,28 @@ class Samples:
             wanted = pc.and_(wanted, pc.equal(self.table["task"], task))
         table = self.table.filter(wanted)
         if limit is not None and len(table) > limit:
-            ids = table["sample_id"].to_numpy()
-            table = table.take(np.sort(np.argsort(stable_hash(ids, 0), kind="stable")[:limit]))
-        columns = (table[name].to_pylist() for name in Sample._fields)
-        return [Sample(*row) for row in zip(*columns, strict=True)]
+            drawn = np.argsort(_hash(table), kind="stable")[:limit]
+            table = table.take(np.sort(drawn))
+        return _samples(table)
+
+    def lessons(self, task: str, others: float) -> list[Sample]:
+        """The training samples of a task, and a share of those of the others, in their order.
+
+        others: the share, chosen by a hash of their ids, a smaller one out of a larger one.
+        """
+        table = self.table.filter(pc.equal(self.table["split"], "train"))
+        mine = pc.equal(table["task"], task).to_numpy()
+        drawn = _hash(table) <= others * 2.0**64
+        return _samples(table.filter(pa.array(mine | drawn)))
+
+
+def _hash(table: pa.Table) -> npt.NDArray[np.uint64]:
+    return stable_hash(table["sample_id"].to_numpy(), 0)
+
+
+def _samples(table: pa.Table) -> list[Sample]:
+    columns = (table[name].to_pylist() for name in Sample._fields)
+    return [Sample(*row) for row in zip(*columns, strict=True)]
 
 
 def _read(file: Path, kind: TypeAdapter[Any]) -> Any:

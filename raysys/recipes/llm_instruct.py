@@ -1,6 +1,6 @@
 """Train `llm/instruct`, HKFR's stage 2: a language model answers from a user's knowledge."""
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -25,14 +25,17 @@ _TOLD = (
 class InstructRecipe(LlmRecipe):
     """`llm/instruct`.
 
-    data: a folder of instruction samples. loss: answer, only the answer and its end are predicted;
-    full, the prompt too. batch_rows: rows of row_tokens in one global batch. task: whose
-    vocabulary is ranked by exact scores, len_norm: their normalisation by length. held_limit,
-    rank_limit: held-out samples that are predicted, and ranked, at most: by those of validation
-    epochs are judged, of those of the test part metrics.json tells before and after.
+    data: a folder of instruction samples. other_tasks: share of the training samples of tasks other
+    than `task` that are learned too, chosen by a hash; 0: `task` alone. loss: answer, only the
+    answer and its end are predicted; full, the prompt too. batch_rows: rows of row_tokens in one
+    global batch. task: whose vocabulary is ranked by exact scores, len_norm: their normalisation by
+    length. held_limit, rank_limit: held-out samples that are predicted, and ranked, at most: by
+    those of validation epochs are judged, of those of the test part metrics.json tells before and
+    after.
     """
 
     recipe: Literal["llm/instruct"] = "llm/instruct"
+    other_tasks: Annotated[float, Field(ge=0, le=1)] = 1.0
     loss: Literal["answer", "full"] = "answer"
     max_tokens: int = Field(default=1024, ge=8)
     row_tokens: int = Field(default=1024, ge=8)
@@ -55,6 +58,11 @@ def ready(config: InstructRecipe) -> Samples:
     samples = Samples.open(config.data)
     if not samples.of("train", 1):
         raise DataError(f"{config.data}: no samples of the train part")
+    if config.other_tasks < 1 and not samples.of("train", 1, config.task):
+        raise DataError(
+            f"other_tasks={config.other_tasks:g}: {config.data} has no training samples of "
+            f"{config.task} itself; learn all"
+        )
     if not samples.vocabulary.get(config.task):
         known = ", ".join(sorted(samples.vocabulary)) or "none"
         raise DataError(
@@ -68,7 +76,7 @@ def train(config: InstructRecipe, session: Session) -> dict[str, Any]:
     """What every worker runs; rank 0 writes the run folder."""
     world = World.current(config.train.device)
     samples = Samples.open(config.data)
-    lessons = samples.of("train")
+    lessons = samples.lessons(config.task, config.other_tasks)
     base = llm.open_base(
         config,
         session,

@@ -11,6 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from hkfr_language import FOODS, planted_samples, seal, write_samples
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from training_toy import toy_ray
 
 from raysys.artifacts.run import verify_run
@@ -26,6 +28,11 @@ OPTIONS = [
     "backbone={layers: 2, width: 32, heads: 1, vocab: 400}", "max_tokens=96", "row_tokens=96",
     "batch_rows=6", "train.lr=0.01", "train.warmup_steps=2",
 ]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def planted(tmp_path_factory: pytest.TempPathFactory) -> Samples:
+    return Samples.open(write_samples(tmp_path_factory.mktemp("planted") / "s"))
 
 
 class Stopper(InProcessReporter):
@@ -60,6 +67,22 @@ def test_samples_come_by_split_and_task_and_a_limit_keeps_its_choice(tmp_path: P
     assert len(some) == 5 and set(some) < set(more) <= set(samples.of("train"))
     assert samples.card.id == Samples.open(tmp_path / "s").card.id
     assert samples.card.counts == {"train": 72, "valid": 24, "test": 24}
+
+
+@settings(max_examples=30)
+@given(shares=st.tuples(st.floats(0, 1), st.floats(0, 1)))
+def test_lessons_are_those_of_the_task_and_a_share_of_the_others(
+    planted: Samples, shares: tuple[float, float]
+) -> None:
+    rows = [row for row in planted_samples() if row["split"] == "train"]
+    small, large = (planted.lessons("category", share) for share in sorted(shares))
+    assert set(small) <= set(large) <= set(planted.of("train"))
+    for lessons, share in zip((small, large), sorted(shares), strict=True):
+        others = [lesson for lesson in lessons if lesson.task != "category"]
+        assert len(lessons) - len(others) == len(rows) / 2
+        assert abs(len(others) - share * len(rows) / 2) <= 12  # of 36
+    assert planted.lessons("category", 1.0) == planted.of("train")
+    assert planted.lessons("category", 0.0) == planted.of("train", task="category")
 
 
 @pytest.mark.parametrize(
@@ -108,6 +131,8 @@ def test_nothing_to_learn_or_to_rank_is_told_before_training(tmp_path: Path) -> 
     with pytest.raises(DataError, match="no samples of the train part"):
         ready(config(write_samples(tmp_path / "a", rows)))
     folder = write_samples(tmp_path / "b")
+    with pytest.raises(DataError, match=r"other_tasks=0\.5: .* no training samples of brand"):
+        ready(config(folder, "task=brand", "other_tasks=0.5"))
     with pytest.raises(DataError, match="task=brand"):
         ready(config(folder, "task=brand"))
     with pytest.raises(RaysysError, match="512 positions"):

