@@ -166,12 +166,19 @@ class Answerer:
     def interests(self, knowledge: str) -> tuple[Statement, ...] | str:
         """Interests with the lines e1, e2, ... of the knowledge that say so, or why there are none.
 
-        What the lines do not say is left out, as from fused knowledge.
+        What the lines do not say is left out, as from fused knowledge. Where they are too many they
+        go as in `Prompts`, from the second on.
         """
         lines = knowledge.split("\n")
-        told = "\n".join(f"e{number} {line}" for number, line in enumerate(lines, 1))
-        (answer,) = self._writer([_PROMPT.format(lines=told)])
+        told = [f"e{number} {line}" for number, line in enumerate(lines, 1)]
+        while len(told) > 1 and self._writer.prompts([self._asked(told)])[0].truncated:
+            del told[1]
+        (answer,) = self._writer([self._asked(told)])
         if answer.text is None:
             return answer.error or "no answer"
         found = Filter.of(())(parse(answer.text), lines).interests
         return found or "the lines do not say what the model answered"
+
+    @staticmethod
+    def _asked(told: Sequence[str]) -> str:
+        return _PROMPT.format(lines="\n".join(told))

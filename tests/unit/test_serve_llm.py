@@ -286,6 +286,26 @@ def test_an_explanation_by_the_model_has_lines_or_says_why_not(http: TestClient)
     assert explained(http, "u0", ask=True) == found
 
 
+@pytest.mark.slow
+def test_a_short_prompt_loses_the_first_lines_behind_the_head(root: Path) -> None:
+    short = dict(interests=1, interest_chars=8, max_new_tokens=1250)
+    answerer = UserLlm(options(root, samples=None, **short)).answerer
+    assert answerer is not None
+    asked: list[str] = []
+    writer = answerer._writer
+    answerer._writer = lambda prompts: asked.extend(prompts) or writer(prompts)
+    answerer._writer.prompts = writer.prompts
+    for count in (3, 60):
+        answerer.interests("\n".join(f"line {n} of tea" for n in range(1, count + 1)))
+        (prompt,) = asked
+        told = prompt.split("<lines>\n")[1].split("\n</lines>")[0].split("\n")
+        kept = [int(line.split()[0][1:]) for line in told]
+        assert all(line == f"e{n} line {n} of tea" for n, line in zip(kept, told, strict=True))
+        assert kept == ([1, 2, 3] if count == 3 else [1, *range(60 - len(kept) + 2, 61)])
+        assert len(kept) < 60 and not writer.prompts([prompt])[0].truncated
+        asked.clear()
+
+
 # --- what is refused -----------------------------------------------------------------------------
 
 
