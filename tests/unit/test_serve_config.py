@@ -33,6 +33,8 @@ def write(folder: Path, value: object) -> Path:
             "did you mean http.port?",
         ),
         ({"models": {}}, "name a run folder"),
+        ({"models": {"llm": {"knowlege": "k"}}}, "did you mean models.llm.knowledge?"),
+        ({"models": {"llm": {"knowledge": "k", "samples": "i"}}}, "samples: only a model is asked"),
         ({"models": {"ctr": {"run": "r", "batch": 40}}}, "at least 2 × batch = 80"),
         ({"models": {"ctr": {"run": "r"}}, "http": {"port": 99999}}, "http.port: "),
         (["models"], "expected"),
@@ -80,6 +82,27 @@ def test_relative_runs_become_absolute(tmp_path: Path, monkeypatch: pytest.Monke
     config = load_config(write(tmp_path, {"models": {"news": {"run": "runs/n"}}}))
     assert config.models.news is not None
     assert config.models.news.run == tmp_path / "runs/n"
+
+
+@pytest.mark.parametrize(
+    ("model", "absolute"),
+    [
+        ("runs/instruct", "{here}/runs/instruct"),
+        ("dir:models/a", "dir:{here}/models/a"),
+        ("dir:/models/a", "dir:/models/a"),
+        ("wheel:smollm2", "wheel:smollm2"),
+        ("hub:org/name@v1", "hub:org/name@v1"),
+    ],
+)
+def test_folders_of_the_llm_become_absolute(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: str, absolute: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    told = {"knowledge": "k", "model": model, "samples": "i"}
+    llm = load_config(write(tmp_path, {"models": {"llm": told}})).models.llm
+    assert llm is not None
+    assert (llm.knowledge, llm.samples) == (tmp_path / "k", tmp_path / "i")
+    assert llm.model == absolute.format(here=tmp_path)
 
 
 @pytest.mark.parametrize("path", PACKAGED, ids=lambda path: path.name)

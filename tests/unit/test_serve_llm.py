@@ -3,108 +3,36 @@
 import asyncio
 import importlib.util
 import math
-import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import hkfr_city
 import numpy as np
 import pytest
 from hkfr_city import FIRST_DAY, City, at
-from ray import serve
-from ray.exceptions import ActorDiedError
+from known_users import DAYS, LAST, answered, client, explained, http, llm, options, root
 from serve_fixtures import Handle
 from starlette.testclient import TestClient
 
-from raysys.errors import ConfigError, DataError, RaysysError
+from raysys.errors import ConfigError
 from raysys.hkfr.answering import open_instructed, worded
-from raysys.hkfr.config import InstructionConfig
 from raysys.hkfr.knowledge import NOTHING
 from raysys.hkfr.samples import Samples
 from raysys.hkfr.scoring import in_full
 from raysys.hkfr.store import KnowledgeStore
 from raysys.hkfr.tasks import TASKS
-from raysys.llm.fresh import FreshModel, write_fresh_model
-from raysys.recipes.hkfr_instructions import build_instructions
-from serve_apps.app import build
-from serve_apps.config import Llm, ServeConfig
-from serve_apps.gateway import Gateway
+from serve_apps.config import ServeConfig
 from serve_apps.llm import UserLlm
 from serve_apps.llm_desk import LlmDesk
-from serve_apps.llm_schemas import AboutUser, DirectAnswer, UserExplanation
+from serve_apps.llm_schemas import AboutUser, UserExplanation
 from serve_apps.personas import PersonaStore
-from serve_apps.schemas import ErrorBody
-from serve_apps.server import check_runs
 
-DAYS = 4  # of knowledge, the last after all events
-LAST = hkfr_city.DAYS
+__all__ = ["http", "llm", "root"]  # the fixtures
+
+
 WORDS = ["Red Thai", "Blue Pizza", "Gold Sushi", "Green Thai"]
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A city, its knowledge, samples of it and a small model of random weights."""
-    folder = tmp_path_factory.mktemp("llm")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RAYSYS_CACHE", str(folder / "cache"))
-        data = City().write(folder / "city")
-        hkfr_city.build(data, folder / "known", days=DAYS)
-        hkfr_city.build(data, folder / "daily", days=LAST)
-        fields = InstructionConfig(category="category:1", sub_category="category:2")
-        build_instructions(data, folder / "daily", folder / "samples", fields)
-        texts = KnowledgeStore(folder / "known").texts()["text"].to_pylist()
-        sizes = FreshModel(layers=1, width=16, heads=2, vocab=600, positions=1500)
-        write_fresh_model(folder / "model", sizes, texts)
-        yield folder
-
-
-def options(root: Path, **changes: Any) -> Llm:
-    plain: dict[str, Any] = dict(
-        knowledge=root / "known", model=f"dir:{root / 'model'}", samples=root / "samples",
-        max_new_tokens=60,
-    )  # fmt: skip
-    return Llm.model_validate(plain | changes)
-
-
-@pytest.fixture(scope="module")
-def llm(root: Path) -> UserLlm:
-    return UserLlm(options(root))
-
-
-@pytest.fixture(scope="module")
-def http(root: Path, llm: UserLlm) -> Iterator[TestClient]:
-    with client(options(root), Handle(llm)) as found:
-        yield found
-
-
-def client(chosen: Llm | None, handle: Any) -> TestClient:
-    models = dict(llm=chosen, news=None if chosen else dict(run="never/opened"))
-    graph = Gateway(ServeConfig.model_validate(dict(models=models)), llm=handle, news=handle)
-    return TestClient(graph.__serve_build_asgi_app__(), raise_server_exceptions=False)
-
-
-def explained(http: TestClient, user: str, **more: Any) -> UserExplanation:
-    body = dict(request_id="r", user_id=user, ask=False) | more
-    response = http.post("/v1/explain/user", json=body)
-    assert response.status_code == 200, response.text
-    return UserExplanation.model_validate_json(response.content)
-
-
-def answered(http: TestClient, user: str = "u0", **more: Any) -> DirectAnswer:
-    response = http.post("/v1/answer", json=dict(request_id="r", user_id=user) | more)
-    assert response.status_code == 200, response.text
-    return DirectAnswer.model_validate_json(response.content, strict=True)
-
-
-def refused(response: Any, status: int, error: str) -> str:
-    assert response.status_code == status, response.text
-    body = ErrorBody.model_validate_json(response.content)
-    assert body.error == error
-    return body.detail
 
 
 # --- what is known -------------------------------------------------------------------------------
@@ -304,107 +232,6 @@ def test_a_short_prompt_loses_the_first_lines_behind_the_head(root: Path) -> Non
         assert kept == ([1, 2, 3] if count == 3 else [1, *range(60 - len(kept) + 2, 61)])
         assert len(kept) < 60 and not writer.prompts([prompt])[0].truncated
         asked.clear()
-
-
-# --- what is refused -----------------------------------------------------------------------------
-
-
-def test_every_refusal_says_why(http: TestClient) -> None:
-    def posted(path: str = "/v1/answer", **body: Any) -> Any:
-        return http.post(path, json=dict(request_id="r", user_id="u0") | body)
-
-    for body, told in {
-        "none": ({}, "send one of the two"),
-        "both": (dict(task="category", instruction="x", candidates=["a"]), "send one of the two"),
-        "names": (dict(instruction="x"), "it needs candidates"),
-        "task": (dict(task="categry"), "no task is called 'categry'"),
-        "lacks": (dict(task="yes_or_no"), "given.candidate: task yes_or_no needs it"),
-        "more": (dict(task="category", given=dict(a="b")), "task category takes nothing"),
-        "twice": (dict(task="category", candidates=["a", "a"]), "'a' is there twice"),
-        "many": (dict(task="category", candidates=[str(n) for n in range(301)]), "at most 300"),
-        "empty": (dict(task="category", candidates=[" "]), "candidates.0"),
-        "long": (dict(task="category", candidates=["x" * 257]), "at most 256 are allowed"),
-        "unknown": (dict(task="category", modle=1), "modle: Extra inputs"),
-        "time": (dict(task="category", ts="5"), "ts: Input should be a valid integer"),
-        "rare": (dict(task="dish_type"), "of dish_type none known here; send 1 to 300"),
-    }.values():
-        assert told in refused(posted(**body), 422, "bad_request"), body
-    too_long = posted(instruction="q!z?" * 250, candidates=["x" * 250])
-    assert "max_tokens=1024 is less than the instruction" in refused(too_long, 422, "bad_request")
-    assert "ask" in refused(posted("/v1/explain/user", ask="maybe"), 422, "bad_request")
-    refused(http.post("/v1/answer", content=b"{}"), 415, "not_json")
-    refused(http.get("/v1/answer"), 405, "method_not_allowed")
-
-
-def test_what_is_not_served_is_not_found(root: Path) -> None:
-    body = dict(request_id="r", user_id="u0", task="category")
-    absent = client(None, Handle(SimpleNamespace(rank=None, describe=None, stats=None)))
-    for path in ("/v1/explain/user", "/v1/answer"):
-        assert "models.llm" in refused(absent.post(path, json=body), 404, "not_served")
-    told = UserLlm(options(root, model=None, samples=None))
-    with client(options(root, model=None, samples=None), Handle(told)) as http:
-        assert "models.llm.model" in refused(http.post("/v1/answer", json=body), 404, "not_served")
-        found = explained(http, "u0", ask=True)
-        assert found.told is None and found.facts
-
-
-class Slow:
-    """Never answers, or dies."""
-
-    def __init__(self, error: Exception | None = None) -> None:
-        self.error = error
-
-    async def explain(self, request: Any) -> Any:
-        if self.error:
-            raise self.error
-        await asyncio.sleep(60)
-
-
-def test_time_runs_out_alone_and_crowds_are_refused_at_once(root: Path) -> None:
-    body = dict(request_id="r", user_id="u0")
-    begin = time.monotonic()
-    with client(options(root, timeout_s=0.3, in_flight=1), Handle(Slow())) as http:
-        with ThreadPoolExecutor(4) as pool:
-            found = list(pool.map(lambda _: http.post("/v1/explain/user", json=body), range(4)))
-        told = sorted(response.status_code for response in found)
-        assert told[0] == 408 and set(told) == {408, 503}
-        assert all(r.headers["retry-after"] for r in found if r.status_code == 503)
-        refused(http.post("/v1/explain/user", json=body), 408, "timeout")  # there is room again
-    with client(options(root), Handle(Slow())) as http:
-        wish = {"x-request-timeout-seconds": "0.1"}
-        refused(http.post("/v1/explain/user", json=body, headers=wish), 408, "timeout")
-    assert time.monotonic() - begin < 50  # not the minute that it sleeps
-    with client(options(root), Handle(Slow(ActorDiedError()))) as http:
-        refused(http.post("/v1/explain/user", json=body), 503, "unavailable")
-
-
-def test_what_cannot_be_opened_is_told_before_anything_starts(root: Path, tmp_path: Path) -> None:
-    def check(**changes: Any) -> None:
-        chosen = options(root, **changes)
-        check_runs(ServeConfig.model_validate(dict(models=dict(llm=chosen))))
-
-    check()
-    check(model=None, samples=None)
-    with pytest.raises(DataError, match="is no knowledge store"):
-        check(knowledge=tmp_path)
-    hkfr_city.build(root / "city", tmp_path / "asked", as_of_request=True)
-    with pytest.raises(DataError, match="no knowledge of a day"):
-        check(knowledge=tmp_path / "asked")
-    with pytest.raises(DataError, match="no such folder of instruction samples"):
-        check(samples=tmp_path / "none")
-    with pytest.raises(RaysysError, match="no such"):
-        check(model=str(tmp_path / "none"))
-    with pytest.raises(ValueError, match="samples: only a model is asked"):
-        options(root, model=None)
-    with pytest.raises(ConfigError, match=r"max_new_tokens=1490 leaves 10 of the 1500"):
-        UserLlm(options(root, max_new_tokens=1490))
-
-
-def test_it_is_a_deployment_of_its_own(root: Path) -> None:
-    chosen = ServeConfig.model_validate(dict(models=dict(llm=options(root)), fused=True))
-    assert (chosen.cpus, chosen.longest_s) == (1.0, 30.0)
-    handle = serve.run(build(chosen), name="llm", _local_testing_mode=True)
-    assert handle.describe.remote().result() == {}
 
 
 def test_a_wording_takes_what_its_braces_name_and_nothing_else() -> None:
