@@ -1,11 +1,11 @@
 """K_u of one user at the moment of a request, from a store that goes on growing (§2.2, §7)."""
 
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass, field, replace
 from datetime import date, timedelta
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -19,7 +19,16 @@ from raysys.hkfr.knowledge import NOTHING, Knowledge
 from raysys.hkfr.store import MANIFEST, KnowledgeStore
 from raysys.hkfr.words import sentences
 
-_NIGHTS = 2 * DAYS  # kept in memory
+_NIGHTS = 2  # kept in memory: the newest, and one that somebody asks for besides
+
+
+class _Bound(NamedTuple):
+    """Which text a user has on a day; see `BOUND` of the store."""
+
+    key: str
+    cold: bool
+    events: int
+    last_ts: int | None
 
 
 @dataclass(frozen=True)
@@ -44,7 +53,7 @@ class KnownUser:
         """Whether nothing is known."""
         return not self.events
 
-    def without(self, names: Iterable[str]) -> "KnownUser":
+    def without(self, names: Collection[str]) -> "KnownUser":
         """Without the statements, and the sentences of the prose, that name one of these."""
         if not names or self.cold:
             return self
@@ -56,9 +65,7 @@ class KnownUser:
         )
         kept = [_spared(prose, names), *(line for line in lines if not names_any(line, names))]
         text = "\n".join(filter(None, kept)) or NOTHING
-        return KnownUser(
-            self.day, self.events, self.last_ts, text, record, self.backend, self.fallback
-        )
+        return replace(self, text=text, record=record)
 
 
 def names_any(text: str, names: Iterable[str]) -> bool:
@@ -101,19 +108,20 @@ class KnowledgeLookup:
             return KnownUser()
         manifest = standing(self.store.path / f"date={days[-1]}") / MANIFEST
         row = self._night(days[-1], manifest.stat().st_mtime_ns).get(user)
-        if row is None or row["cold"]:
+        if row is None or row.cold:
             return KnownUser()
-        if ts is not None and row["last_ts"] is not None and row["last_ts"] >= ts:
+        if ts is not None and row.last_ts is not None and row.last_ts >= ts:
             return KnownUser()
-        text = self._text(row["key"])
+        text = self._text(row.key)
         return KnownUser(
-            days[-1], row["events"], row["last_ts"], text["text"],
+            days[-1], row.events, row.last_ts, text["text"],
             Knowledge.model_validate_json(text["record"]), text["backend"], text["fallback"],
         )  # fmt: skip
 
-    def _read_night(self, day: date, _written: int) -> dict[str, dict[str, Any]]:
+    def _read_night(self, day: date, _written: int) -> dict[str, _Bound]:
         _, rows = self.store.bound(day)
-        return {row["user_id"]: row for row in rows.drop_columns(["request_id"]).to_pylist()}
+        columns = (rows[name].to_pylist() for name in ("user_id", *_Bound._fields))
+        return {user: _Bound(*row) for user, *row in zip(*columns, strict=True)}
 
     def _text(self, key: str) -> dict[str, Any]:
         if key not in self._part:
