@@ -130,6 +130,18 @@ def test_a_masked_student_learns_what_a_compact_one_does(
         for mode in ("compact", "hard")
     ]
     assert kept[0] == kept[1]
+    # Random ranking is of the teacher's units, whatever is left of them.
+    found = [
+        distil(root, tmp_path / f"drawn-{mode}", teacher, "score=random", f"mode={mode}", *over[1:])
+        for mode in ("compact", "hard")
+    ]
+    kept = [
+        json.loads((tmp_path / f"drawn-{mode}" / "hf" / "pruning.json").read_text())["kept"]
+        for mode in ("compact", "hard")
+    ]
+    assert kept[0] == kept[1]
+    shares = [told["metrics"]["student"]["share"] for told in found]
+    assert shares[0] == shares[1] < 1
 
 
 @pytest.mark.slow
@@ -191,6 +203,21 @@ def test_students_that_lose_all_before_the_first_step(
 
 
 @pytest.mark.slow
+def test_an_uncut_encoder_is_scored_by_how_its_vectors_answer(root: Path, tmp_path: Path) -> None:
+    """Its loss is 0, the gradient of that is rounding; by other batches the same units matter."""
+    over = ["unit=sentences", "calibration=4", "train.max_steps=1", "ratio=0.5"]
+    kept = []
+    for seed in (0, 1):
+        distil(root, tmp_path / str(seed), "encoder", *over, f"train.seed={seed}")
+        told = json.loads((tmp_path / str(seed) / "hf" / "pruning.json").read_text())
+        kept.append({*told["kept"]["ffn.0"]})
+    assert len(kept[0] & kept[1]) > 0.75 * len(kept[0])  # by chance one half
+    alone = ["loss.kl=0", "loss.hidden=0", "loss.embedding=0", "loss.task=0"]
+    with pytest.raises(ConfigError, match="the loss of an uncut student is 0"):
+        distil(root, tmp_path / "no", "llama", "calibration=2", *alone)
+
+
+@pytest.mark.slow
 def test_other_students(root: Path, tmp_path: Path) -> None:
     over = ["train.max_steps=12"]
     fresh = distil(root, tmp_path / "fresh", "bert", *over, "student=random", "loss.attention=1")
@@ -227,6 +254,9 @@ def test_a_student_learns_on(root: Path, tmp_path: Path) -> None:
     write_fresh_model(root / "second", FreshModel(layers=2, width=48, heads=6, seed=1), texts())
     with pytest.raises(ArtifactError, match=r"pruning\.json names another teacher"):
         distil(root, tmp_path / "no", "second", here)
+    distil(root, tmp_path / "flat", "llama", "student=shallow", "train.max_steps=2")
+    with pytest.raises(ConfigError, match="began as shallow, and holds no units"):
+        distil(root, tmp_path / "no", "llama", f"student=dir:{tmp_path / 'flat' / 'hf'}")
     with pytest.raises(ArtifactError, match="it is no student"):
         distil(root, tmp_path / "no", "second", f"student=dir:{root / 'llama'}")
     with pytest.raises(ConfigError, match="student=thick"):
