@@ -262,11 +262,11 @@ def test_property_08_padding_changes_no_distance(kind: str) -> None:
         assert float(a.detach()) > 0 or name == "similarity"
         torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)
     weights = LossWeights(kl=2.0, attention=3.0)
+    kl, hidden, attention, embedding = (
+        getattr(found[0], name).item() for name in ("kl", "hidden", "attention", "embedding")
+    )
     total = found[0].total(weights)
-    assert float(total.detach()) == pytest.approx(
-        2 * float(found[0].kl) + float(found[0].hidden) + 3 * float(found[0].attention)
-        + float(found[0].embedding), rel=1e-5,
-    )  # fmt: skip
+    assert total.item() == pytest.approx(2 * kl + hidden + 3 * attention + embedding, rel=1e-5)
 
 
 @pytest.mark.slow

@@ -104,6 +104,25 @@ def test_rows_are_whole_and_batches_a_function_of_their_place(root: Path) -> Non
         assert shared == pytest.approx(0.15, abs=0.02)
 
 
+def test_rows_of_a_batch_are_about_equally_long_and_none_is_lost(root: Path) -> None:
+    tokenizer = BertTokenizerFast.from_pretrained(root / "encoder")
+    rng = np.random.default_rng(0)
+    rows = [[7] * int(n) for n in rng.integers(3, 60, 403)]
+    loader = RowLoader(rows, 8, 0, tokenizer, masked=False, together=4)
+    batches = [loader.batch(1, step, 0, 1) for step in range(loader.steps_per_epoch)]
+    lengths = [b.mask.sum(1).tolist() for b in batches if b is not None]
+    assert sorted(n for some in lengths for n in some) == sorted(map(len, rows))
+    assert [len(some) for some in lengths] == [8] * 50 + [3]
+    padded = sum(len(some) * max(some) for some in lengths) / sum(map(len, rows))
+    assert padded < 1.15  # in drawn order 1.6
+    firsts = [some[0] for some in lengths]
+    assert firsts != sorted(firsts)
+    again, other = loader.batch(1, 3, 0, 1), loader.batch(2, 3, 0, 1)
+    assert again is not None and other is not None and batches[3] is not None
+    assert torch.equal(again.input_ids, batches[3].input_ids)
+    assert not torch.equal(other.mask, again.mask)
+
+
 def total(found: dict[str, Any]) -> float:
     return sum(found["metrics"]["flops"].values())
 
