@@ -17,6 +17,7 @@ from serve_fixtures import Handle
 from starlette.testclient import TestClient
 
 from raysys.errors import ConfigError
+from raysys.data.loaders.local_time import MEALTIMES
 from raysys.hkfr.answering import open_instructed, worded
 from raysys.hkfr.knowledge import NOTHING
 from raysys.hkfr.samples import Samples
@@ -196,7 +197,7 @@ def test_every_task_of_the_samples_can_be_asked(root: Path, http: TestClient) ->
             assert found.instruction == worded(task, given[task])
     # As the samples word it, down to the quotes.
     asked = {row["instruction"] for row in rows if row["task"] == "category_at_mealtime"}
-    meals = {worded("category_at_mealtime", dict(mealtime=m)) for m in ("lunch", "dinner", "night")}
+    meals = {worded("category_at_mealtime", dict(mealtime=meal)) for meal in MEALTIMES}
     assert asked & meals
     pairs = [row for row in rows if row["task"] == "yes_or_no"]
     said = {worded("yes_or_no", dict(candidate=item["name"])) for item in City().items}
