@@ -255,10 +255,12 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> ServeConfig:
 
 def _model_at(model: str) -> str:
     """A run folder or a backbone, folders absolute."""
-    scheme, found, name = model.partition(":")
-    if not found:
-        return str(Path(model).expanduser().absolute())
-    return f"dir:{Path(name).expanduser().absolute()}" if scheme == "dir" else model
+    scheme, _, name = model.partition(":")
+    if scheme in ("hub", "wheel"):
+        return model
+    if scheme == "dir":
+        return f"dir:{Path(name).expanduser().absolute()}"
+    return str(Path(model).expanduser().absolute())
 
 
 def most_values(config: ServeConfig) -> int:

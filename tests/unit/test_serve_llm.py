@@ -16,8 +16,8 @@ from known_users import DAYS, LAST, answered, client, explained, http, llm, opti
 from serve_fixtures import Handle
 from starlette.testclient import TestClient
 
-from raysys.errors import ConfigError
 from raysys.data.loaders.local_time import MEALTIMES
+from raysys.errors import ConfigError
 from raysys.hkfr.answering import open_instructed, worded
 from raysys.hkfr.knowledge import NOTHING
 from raysys.hkfr.samples import Samples
