@@ -12,9 +12,11 @@ from raysys.ctr.dcnv2 import DCNv2, DCNv2Config
 from raysys.ctr.din import DIN, DINConfig
 from raysys.ctr.finalmlp import FinalMLP, FinalMLPConfig
 from raysys.data.dataset import Dataset
+from raysys.data.manifest import DataCard
 from raysys.data.prepared import Prepared
 from raysys.errors import ConfigError
 from raysys.hkfr.samples import Samples
+from raysys.homodistil.corpus import has_part
 from raysys.larr.ranker import LarrDIN
 from raysys.news.kred import KRED
 from raysys.news.lstur import LSTUR
@@ -142,6 +144,22 @@ def ready(config: Recipe) -> Checked:
     return _PROGRAMS.get(config.recipe, _RANKER)[1](config)
 
 
+def card_of(data: Checked) -> DataCard:
+    """The card of what `ready` has checked."""
+    return data.dataset.card if isinstance(data, Prepared) else data.card
+
+
+def validates(data: Checked) -> bool:
+    """Whether what `ready` has checked has a validation split."""
+    match data:
+        case Prepared():
+            return len(data.impressions.of("valid")) > 0
+        case Samples():
+            return bool(data.of("valid", 1))
+        case _:
+            return has_part(data, "valid")
+
+
 def run(
     config: Recipe,
     out: Path,
@@ -158,14 +176,12 @@ def run(
     Raises:
         RaysysError: bad data or options; nothing is left behind if nothing had been learned.
     """
-    data = ready(config)
-    card = data.dataset.card if isinstance(data, Prepared) else data.card
     return launch(
         _PROGRAMS.get(config.recipe, _RANKER)[0],
         config,
         config.train,
         out,
-        data_card_id=card.id,
+        data_card_id=card_of(ready(config)).id,
         verify=verify_run,
         allow_code_change=allow_code_change,
         show_progress=show_progress,

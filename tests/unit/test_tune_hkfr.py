@@ -4,12 +4,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hkfr_language import write_samples
+from hkfr_language import planted_samples, write_samples
 
+from raysys.errors import DataError
 from raysys.options import nested, resolve
 from raysys.recipes.registry import recipe_of, run
 from tune_spaces import open_space
 from tune_spaces.runner.space import Scalar, configure
+from tune_spaces.runner.sweep import Options, tune
 
 # Of each axis two values that must not come to the same.
 AXES: dict[str, tuple[Scalar, Scalar]] = {
@@ -29,6 +31,19 @@ SMALL = [
 
 def test_the_axes_are_those_that_are_varied() -> None:
     assert set(open_space("hkfr").search) == set(AXES)
+
+
+def test_samples_without_validation_are_refused_before_anything_begins(tmp_path: Path) -> None:
+    space = open_space("hkfr")
+    rows = [row for row in planted_samples(10) if row["split"] == "train"]
+    data = write_samples(tmp_path / "samples", rows)
+    base = resolve(
+        recipe_of(space.recipe), None, SMALL[:1], {**nested(space.defaults), "data": str(data)}
+    )
+    chosen = Options(name="hkfr", space=space, base=base, samples=2, seeds=1)
+    with pytest.raises(DataError, match="no validation split"):
+        tune(chosen, tmp_path / "sweep", resume=False, again="")
+    assert not (tmp_path / "sweep").exists()
 
 
 @pytest.mark.slow

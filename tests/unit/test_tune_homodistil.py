@@ -6,8 +6,9 @@ from typing import Any
 import pytest
 from distil_toys import TINY, root
 
+from raysys.homodistil.corpus import open_corpus
 from raysys.options import nested, resolve
-from raysys.recipes.registry import recipe_of, run
+from raysys.recipes.registry import card_of, recipe_of, run, validates
 from tune_spaces import open_space
 from tune_spaces.runner.space import Scalar, configure
 
@@ -29,6 +30,12 @@ AXES: dict[str, tuple[Scalar, Scalar]] = {
 def test_the_axes_are_those_that_are_varied() -> None:
     space = open_space("homodistil")
     assert {*space.search, *space.grid} == set(AXES)
+
+
+def test_a_sweep_looks_at_the_validation_split_of_a_corpus(root: Path) -> None:
+    data = open_corpus(root / "data")
+    assert validates(data)
+    assert card_of(data).id == data.manifest.data_card_id
 
 
 @pytest.mark.slow

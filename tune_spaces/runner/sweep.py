@@ -16,7 +16,7 @@ from raysys.data.files import full_disk, write_text
 from raysys.dist.cluster import ensure_ray, worker_env
 from raysys.errors import ArtifactError, ConfigError, DataError, ResumeError
 from raysys.recipes.ranker import RankerRecipe
-from raysys.recipes.registry import ready
+from raysys.recipes.registry import card_of, ready, validates
 from raysys.training import InterruptedRunError, code_fingerprint
 from raysys.training.identity import differences, identity
 from tune_spaces.runner.ledger import Book
@@ -77,9 +77,9 @@ def tune(options: Options, out: Path, *, resume: bool, again: str) -> dict[str, 
     out = out.absolute()
     _check_folder(out, resume)
     data = ready(options.base)
-    if len(data.impressions.of("valid")) == 0:
+    if not validates(data):
         raise DataError(f"{options.base.data} has no validation split for a sweep to look at")
-    name = _identity(options, data.dataset.manifest.data_card_id)
+    name = _identity(options, card_of(data).id)
     before = _begun(out / "sweep.json", name, options.allow_code_change) if resume else {}
     book = Book.open(out / "ledger.jsonl")
     left = options.trials - book.ended()
