@@ -28,7 +28,12 @@ from raysys.training import CheckpointStore, InterruptedRunError, Session, World
 from raysys.training.reporter import InProcessReporter
 from raysys.training.rng import seed_everything
 
-CONFIGS = sorted((Path(__file__).parents[2] / "raysys" / "configs").rglob("*.yaml"))
+# Those of recipes; the others are of `raysys build`, and tested with what they build.
+CONFIGS = sorted(
+    path
+    for family in {name.partition("/")[0] for name in RECIPES}
+    for path in (Path(__file__).parents[2] / "raysys" / "configs" / family).rglob("*.yaml")
+)
 TINY = [
     "model.embedding_dim=4", "model.attention_hidden=[8]", "model.hidden=[16]",
     "model.history_length=20", "batch_size=16", "train.epochs=2", "train.early_stopping=null",
