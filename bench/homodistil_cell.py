@@ -5,7 +5,7 @@ import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict
@@ -14,16 +14,19 @@ from raysys.data.dataset import Dataset
 from raysys.data.files import write_text
 from raysys.errors import ConfigError
 from raysys.homodistil.probes import agreement, retrieval
+from raysys.llm.backbones import open_backbone
 from raysys.llm.encoder import EncoderSpec, TextEncoder
 from raysys.recipes.homodistil import HomoDistilRecipe
 from raysys.recipes.registry import run as train
+from raysys.tracking.metrics_log import METRICS_LOG, read_records
 
 _RECORD = "cell.json"
-PROBED = 300  # documents of the test part
+PROBED = 300  # documents of a part
 
 
 class Trained(BaseModel):
-    """metrics: of the run. probes: of its vectors. seconds: of one core."""
+    """metrics: of the run. probes: of its vectors. seconds: of one core, in the last call. wall: of
+    the training loop, all calls."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -31,15 +34,16 @@ class Trained(BaseModel):
     metrics: dict[str, Any]
     probes: dict[str, float]
     seconds: float
+    wall: float
 
 
 @dataclass(frozen=True)
 class Cell:
-    """folder: of the run. probed: whether its vectors are looked at, too."""
+    """folder: of the run. probed: the part by which its vectors are looked at, if they are."""
 
     folder: Path
     config: HomoDistilRecipe
-    probed: bool
+    probed: Literal["valid", "test"] | None
 
     def finished(self) -> Trained | None:
         """What an earlier call left here, if it came to the end.
@@ -72,9 +76,13 @@ def run_cell(cell: Cell) -> Trained:
     probes: dict[str, float] = {}
     if cell.probed:
         student = f"dir:{cell.folder / 'hf'}"
-        probes = probe(student, cell.config.teacher, cell.config.data)
+        probes = probe(student, cell.config.teacher, cell.config.data, cell.probed)
     done = Trained(
-        config_sha256=cell._sha256(), metrics=result["metrics"], probes=probes, seconds=seconds
+        config_sha256=cell._sha256(),
+        metrics=result["metrics"],
+        probes=probes,
+        seconds=seconds,
+        wall=read_records(cell.folder / METRICS_LOG)[-1]["seconds"],
     )
     write_text(cell.folder / _RECORD, done.model_dump_json() + "\n")
     # Many runs lie side by side; what is only needed to go on takes the most room.
@@ -82,11 +90,11 @@ def run_cell(cell: Cell) -> Trained:
     return done
 
 
-def probe(student: str, teacher: str, data: str) -> dict[str, float]:
-    """Titles that find their texts among those of the test part (r@1, mrr), and Spearman of the
-    cosines with the teacher's."""
+def probe(student: str, teacher: str, data: str, part: str = "test") -> dict[str, float]:
+    """Titles that find their texts among those of a part (r@1, mrr), and Spearman of the cosines
+    with the teacher's."""
     documents = Dataset(data).table("documents", ["split", "title", "text"]).to_pylist()
-    test = [row for row in documents if row["split"] == "test"]
+    test = [row for row in documents if row["split"] == part]
     titled = [row for row in test if row["title"]][:PROBED]
     encoder = _encoder(student)
     found: dict[str, float] = {}
@@ -101,4 +109,5 @@ def probe(student: str, teacher: str, data: str) -> dict[str, float]:
 
 
 def _encoder(spec: str) -> TextEncoder:
-    return TextEncoder(EncoderSpec(backbone=spec, max_tokens=128))
+    longest = min(128, open_backbone(spec).max_positions or 128)
+    return TextEncoder(EncoderSpec(backbone=spec, max_tokens=longest))

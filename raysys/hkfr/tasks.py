@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from random import Random
 
-from raysys.hkfr.words import DAY_KINDS, MEALTIMES, day_kind, mealtime, quoted
+from raysys.data.loaders.local_time import DAY_KINDS, MEALTIMES
+from raysys.hkfr.words import day_kind, mealtime, quoted
 
 # Bounds of bands and their names.
 _BASKETS = ((1, "one item"), (3, "two or three items"))
@@ -240,7 +241,7 @@ TASKS: dict[str, Task] = {
     "weekday_or_weekend": Task(
         (
             f"Will the user order next on a {DAY_KINDS[0]} or a {DAY_KINDS[1]}?",
-            "On which kind of day is the user's next order: weekday or weekend?",
+            f"On which kind of day is the user's next order: {' or '.join(DAY_KINDS)}?",
         ),
         _of_time(day_kind),
     ),

@@ -5,6 +5,9 @@ import re
 from datetime import datetime
 from math import floor, log10
 
+import numpy as np
+
+from raysys.data.loaders import local_time
 from raysys.llm.texts import printable
 
 _LONGEST = 200  # characters of one value
@@ -12,10 +15,7 @@ _LONGEST = 200  # characters of one value
 _BRACKETS = str.maketrans("<>[]", "‹›()")
 _PIECE = re.compile(r"\w+|[^\w\s]")
 _SENTENCE = re.compile(r"(?<=[.!?])\s+")
-# First hour of each band, local time.
-_MEALTIMES = ((5, "breakfast"), (10, "lunch"), (14, "afternoon"), (17, "dinner"), (22, "night"))
-MEALTIMES = tuple(name for _, name in _MEALTIMES)
-DAY_KINDS = ("weekday", "weekend")
+_MEALTIME_OF_HOUR = local_time.mealtime(np.arange(24)).to_pylist()
 
 
 def one_line(value: str, longest: int | None = _LONGEST) -> str:
@@ -69,9 +69,9 @@ def price_band(price: float) -> str:
 
 def mealtime(when: datetime) -> str:
     """The band of hours of a local time."""
-    return next((name for hour, name in reversed(_MEALTIMES) if when.hour >= hour), "night")
+    return str(_MEALTIME_OF_HOUR[when.hour])
 
 
 def day_kind(when: datetime) -> str:
-    """weekday or weekend, by the local date."""
-    return DAY_KINDS[when.weekday() >= 5]
+    """workday or weekend, by the local date."""
+    return local_time.DAY_KINDS[when.weekday() >= 5]

@@ -11,7 +11,8 @@ from raysys.homodistil.groups import Group
 
 
 class Activations:
-    """Sums of a model's activations while it is open.
+    """Sums of a model's activations while it is open. `mask` [B, S]: real tokens of the batch that
+    comes next; all of them by default.
 
     A neuron is scored by the mean of |what goes into the second matrix|, a head by the mean L2 norm
     of what it gives to the output matrix, a dimension of the residual stream by the mean of |what
@@ -21,6 +22,7 @@ class Activations:
     def __init__(self, model: nn.Module, groups: Sequence[Group]) -> None:
         self.groups = groups
         self.sums = {group.name: torch.zeros(group.size) for group in groups}
+        self.mask: Tensor | None = None
         self._hooks: list[Any] = []
         modules = dict(model.named_modules())
         for group in groups:
@@ -46,15 +48,20 @@ class Activations:
         for hook in self._hooks:
             hook.remove()
 
+    def _real(self, values: Tensor) -> Tensor:
+        """[N, D] those of real tokens."""
+        flat = values.detach().float().flatten(0, -2)
+        return flat if self.mask is None else flat[self.mask.flatten()]
+
     def _given(self, group: Group) -> Callable[..., None]:
         def hook(module: nn.Module, given: Any, out: Tensor) -> None:
-            self.sums[group.name] += out.detach().float().abs().flatten(0, -2).mean(0).cpu()
+            self.sums[group.name] += self._real(out).abs().mean(0).cpu()
 
         return hook
 
     def _taken(self, group: Group, width: int) -> Callable[..., None]:
         def hook(module: nn.Module, given: Any) -> None:
-            found = given[0].detach().float().flatten(0, -2)
+            found = self._real(given[0])
             units = found.view(len(found), group.size, width).norm(dim=-1)
             self.sums[group.name] += units.mean(0).cpu()
 

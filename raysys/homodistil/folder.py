@@ -1,7 +1,7 @@
 """What lies beside a student's weights: whose student it is, and what is left of the teacher (§7).
 
-pruning.json: teacher_sha256; kept, of each group the units of the teacher; sizes of the groups;
-schedule; score.
+pruning.json: teacher_sha256; begun, as what the student began (`HomoDistilRecipe.student`, an
+earlier student being a teacher's); kept, of each group the units of the teacher; schedule; score.
 """
 
 from collections.abc import Mapping
@@ -26,13 +26,14 @@ class Pruning(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     teacher_sha256: str
+    begun: str
     kept: dict[str, list[int]]
     schedule: Schedule
     score: str
 
 
 def write_student(
-    folder: Path, student: Student, tokenizer: Any, teacher: Backbone, plan: Schedule
+    folder: Path, student: Student, tokenizer: Any, teacher: Backbone, plan: Schedule, begun: str
 ) -> None:
     """A plain Hugging Face folder, and PRUNING in it."""
     net: Any = student.net
@@ -40,6 +41,7 @@ def write_student(
     tokenizer.save_pretrained(folder)
     told = Pruning(
         teacher_sha256=teacher.sha256,
+        begun=begun,
         kept={name: units.tolist() for name, units in student.kept.items()},
         schedule=plan,
         score=student.scores.kind,

@@ -62,6 +62,8 @@ class Masks:
         with torch.no_grad():
             for name, parameter in self.model.named_parameters():
                 if name in alive:
+                    # Calibrated before the model was moved.
+                    alive[name] = alive[name].to(parameter.device)
                     parameter.mul_(alive[name])
 
     def _alive(self, keep: Keep) -> dict[str, Tensor]:
@@ -98,7 +100,7 @@ def _count_survivors(module: nn.Module, width: int, survivors: Tensor) -> None:
 
 
 def _layer_norm(self: nn.LayerNorm, x: Tensor) -> Tensor:
-    alive = self.survivors
+    alive = self.survivors.to(x.device)
     count = alive.sum()
     mean = (x * alive).sum(-1, keepdim=True) / count
     away = (x - mean) * alive
@@ -108,7 +110,7 @@ def _layer_norm(self: nn.LayerNorm, x: Tensor) -> Tensor:
 
 
 def _rms_norm(self: nn.Module, x: Tensor) -> Tensor:
-    alive = self.survivors
+    alive = self.survivors.to(x.device)
     wide = x.to(torch.float32)
     square = (wide.pow(2) * alive).sum(-1, keepdim=True) / alive.sum()
     eps: float = self.variance_epsilon

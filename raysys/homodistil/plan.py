@@ -24,7 +24,8 @@ class Event:
 def events(
     groups: Sequence[Group], schedule: Schedule, goal: Mapping[Kind, int], every: int, steps: int
 ) -> list[Event]:
-    """All events of T steps: every ΔT of them and where the schedule ends, if units go.
+    """All events of T steps: every ΔT of them and where the schedule ends, if units go; the last
+    one leaves what is to be left.
 
     groups: of the whole teacher; those of one kind are equally large.
     """
@@ -40,6 +41,8 @@ def events(
             kind: min(sizes[kind], units_left(group, share, goal[kind]))
             for kind, group in of_kind.items()
         }
+        if ends:  # a rounded ratio may not be that of whole heads
+            left = {kind: goal[kind] for kind in of_kind}
         if left != sizes:
             sizes = left
             found.append(Event(step, left, last=left == dict(goal)))

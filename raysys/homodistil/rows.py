@@ -19,6 +19,7 @@ _MASK, _OTHER = 0.8, 0.9  # of these: the mask token, another one, and the rest 
 
 _SENTENCE = re.compile(r"(?<=[.!?])\s+|\n+")
 _SHORTEST = 3  # words of a sentence
+_WINDOW = 50  # batches whose rows are sorted by length
 
 
 class Rows(NamedTuple):
@@ -69,7 +70,8 @@ def sentences(texts: Iterable[str], tokenizer: Any, width: int) -> list[list[int
 class RowLoader:
     """Global batches of `batch_rows` rows, drawn anew each epoch.
 
-    rows: [N, S], or rows of many lengths, which are padded. masked: some tokens of each row are to
+    rows: [N, S], or rows of many lengths, which are padded to the longest of their batch; those of
+    a batch are about equally long. masked: some tokens of each row are to
     be told from the others, equally many in every row, and by the mask token, else each from those
     before it. together: rows that one worker gets as one. A batch is a function of its place alone.
     """
@@ -88,6 +90,7 @@ class RowLoader:
         self.mask_token, self.vocabulary = tokenizer.mask_token_id, len(tokenizer)
         self.pad, self.together = tokenizer.pad_token_id or 0, together
         self.steps_per_epoch = -(-len(rows) // batch_rows)
+        self._drawn: tuple[int, Ints] = (-1, np.empty(0, np.int64))
 
     @property
     def tokens(self) -> int:
@@ -96,14 +99,31 @@ class RowLoader:
 
     def batch(self, epoch: int, step: int, part: int, parts: int) -> Rows | None:
         """See `raysys.training.task.Loader`."""
-        order = _draw(self.seed, _ORDER, epoch)
-        picked = order.permutation(len(self.rows))[
-            step * self.batch_rows : (step + 1) * self.batch_rows
-        ]
+        if self._drawn[0] != epoch:
+            self._drawn = (epoch, self._order(epoch))
+        picked = self._drawn[1][step * self.batch_rows : (step + 1) * self.batch_rows]
         mine = picked[np.arange(len(picked)) // self.together % parts == part]
         if not len(mine):
             return None
         return self.told(mine, epoch)
+
+    def _order(self, epoch: int) -> Ints:
+        """[N] all rows, drawn; neighbours of many are put into batches by their length, so that
+        little is padded, and the batches drawn again."""
+        draw = _draw(self.seed, _ORDER, epoch)
+        order = draw.permutation(len(self.rows))
+        if isinstance(self.rows, np.ndarray):
+            return order
+        size = self.batch_rows
+        full = len(order) // size
+        if not full:
+            return order
+        whole, rest = np.split(order, [full * size])
+        lengths = np.array([len(self.rows[place]) for place in whole.tolist()])
+        window = np.arange(len(whole)) // (_WINDOW * size)
+        sorted_rows = whole[np.lexsort((lengths, window))]
+        batches = sorted_rows.reshape(full, size)[draw.permutation(full)]
+        return np.concatenate([batches.flatten(), rest])
 
     def told(self, places: Ints, epoch: int) -> Rows:
         """The rows [B, S] at these places with what is to be predicted; the draw of each depends on

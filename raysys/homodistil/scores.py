@@ -1,5 +1,6 @@
 """Which units matter least: scores of weights, and of the units they belong to (§2.2)."""
 
+import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Literal
 
@@ -12,6 +13,7 @@ from raysys.homodistil.keep import Keep
 Score = Literal["magnitude", "sensitivity", "sensitivity_ema", "platon", "random", "activation"]
 ScoreAt = Literal["pre_step", "post_step"]
 Norm = Literal["mean", "none", "rank"]
+_OF_GRADIENTS = ("sensitivity", "sensitivity_ema", "platon")
 BETA_1, BETA_2 = 0.85, 0.95
 
 
@@ -32,12 +34,14 @@ class Named(nn.Module):
 class Scores(nn.Module):
     """Scores of single weights, brought up to date once a step; saved with the model they are of.
 
-        I = |θ ⊙ g|,  Ī ← β1·Ī + (1 − β1)·I,  Ū ← β2·Ū + (1 − β2)·|I − Ī|,  platon = Ī ⊙ Ū
+        I = mean of |θ ⊙ g| over a window,  Ī ← β1·Ī + (1 − β1)·I,
+        Ū ← β2·Ū + (1 − β2)·|I − Ī|,  platon = Ī ⊙ Ū
 
-    with g the gradient of the whole step, before it is scaled or clipped, and θ before the step
-    (PLATON, Zhang et al., ICML 2022, reads it behind the step: `at=post_step`).
+    with g the gradient of a whole step, before it is scaled or clipped, and θ before the step
+    (PLATON, Zhang et al., ICML 2022, reads it behind the step: `at=post_step`). `sensitivity` is I
+    of the last window, `sensitivity_ema` is Ī.
 
-    model: whose parameters, of which `names` are in a group. seed: of `random`.
+    model: whose parameters, of which `names` are in a group. window: in steps, ΔT.
     """
 
     def __init__(
@@ -45,17 +49,18 @@ class Scores(nn.Module):
         kind: Score,
         model: nn.Module,
         names: Iterable[str],
-        seed: int = 0,
         at: ScoreAt = "pre_step",
+        window: int = 1,
     ) -> None:
         super().__init__()
-        self.at = at
+        self.kind, self.names, self.at, self.window = kind, set(names), at, window
         self._waiting: dict[str, Tensor] = {}
-        self.kind, self.names, self.seed = kind, set(names), seed
-        self.average, self.uncertainty = Named(), Named()
+        self.now, self.average, self.uncertainty = Named(), Named(), Named()
+        self.register_buffer("count", torch.zeros((), dtype=torch.int64))
         for name, parameter in self._own(model):
             for store, kinds in (
-                (self.average, ("sensitivity", "sensitivity_ema", "platon")),
+                (self.now, _OF_GRADIENTS),
+                (self.average, _OF_GRADIENTS),
                 (self.uncertainty, ("platon",)),
             ):
                 if kind in kinds:
@@ -64,7 +69,7 @@ class Scores(nn.Module):
     @torch.no_grad()
     def update(self, model: nn.Module, scale: float = 1.0) -> None:
         """Take the gradients of a step, times `scale`; before it is done."""
-        if self.kind in ("magnitude", "random", "activation"):
+        if self.kind not in _OF_GRADIENTS:
             return
         for name, parameter in self._own(model):
             if parameter.grad is None:
@@ -73,42 +78,58 @@ class Scores(nn.Module):
             if self.at == "post_step":
                 self._waiting[name] = gradient
             else:
-                self._take(name, (parameter.detach().float() * gradient).abs())
+                self._add(name, parameter, gradient)
+        if self.at == "pre_step":
+            self._step_done()
 
     @torch.no_grad()
     def settle(self, model: nn.Module) -> None:
-        """After the step: take what waited for it."""
-        for name, parameter in self._own(model) if self._waiting else ():
-            if name in self._waiting:
-                self._take(name, (parameter.detach().float() * self._waiting[name]).abs())
-        self._waiting = {}
-
-    def _take(self, name: str, now: Tensor) -> None:
-        if self.kind == "sensitivity":
-            self.average[name] = now
+        """Take what waited for the weights behind the step."""
+        if not self._waiting:
             return
-        mean = BETA_1 * self.average[name] + (1 - BETA_1) * now
-        self.average[name] = mean
-        if self.kind == "platon":
-            spread = (now - mean).abs()
-            self.uncertainty[name] = BETA_2 * self.uncertainty[name] + (1 - BETA_2) * spread
+        for name, parameter in self._own(model):
+            if name in self._waiting:
+                self._add(name, parameter, self._waiting.pop(name))
+        self._step_done()
+
+    def _add(self, name: str, parameter: Tensor, gradient: Tensor) -> None:
+        self.now[name] = self.now[name] + (parameter.detach().float() * gradient).abs()
+
+    def _step_done(self) -> None:
+        self.count += 1
+        if int(self.count) == self.window:
+            self._close()
+
+    def _close(self) -> None:
+        count = int(self.count)
+        if not count:
+            return
+        for name, total in list(self.now.items()):
+            mean = total / count
+            self.now[name] = torch.zeros_like(total)
+            if self.kind != "sensitivity":
+                mean, now = BETA_1 * self.average[name] + (1 - BETA_1) * mean, mean
+                if self.kind == "platon":
+                    spread = (now - mean).abs()
+                    old = self.uncertainty[name]
+                    self.uncertainty[name] = BETA_2 * old + (1 - BETA_2) * spread
+            self.average[name] = mean
+        self.count.zero_()
 
     @torch.no_grad()
     def of_weights(self, model: nn.Module) -> dict[str, Tensor]:
-        """The score of each weight by parameter; 0 before the first step, but for magnitudes and
-        draws."""
+        """The score of each weight by parameter, a window that has begun included; 0 before the
+        first step, but for magnitudes."""
         if self.kind == "magnitude":
             return {n: p.detach().float().abs() for n, p in self._own(model)}
-        if self.kind == "random":
-            generator = torch.Generator().manual_seed(self.seed)
-            return {n: torch.rand(p.shape, generator=generator) for n, p in self._own(model)}
+        self._close()
         if self.kind != "platon":
             return dict(self.average.items())
         return {name: mean * self.uncertainty[name] for name, mean in self.average.items()}
 
     def slice(self, kept: Mapping[str, Mapping[int, Tensor]]) -> None:
         """Follow a model that was made smaller."""
-        for store in (self.average, self.uncertainty):
+        for store in (self.now, self.average, self.uncertainty):
             for name, values in list(store.items()):
                 for dim, rows in kept.get(name, {}).items():
                     values = values.index_select(dim, rows.to(values.device))
@@ -123,7 +144,7 @@ class Scores(nn.Module):
 
     def forget(self, alive: Mapping[str, Tensor]) -> None:
         """Nothing is known any more of weights that are gone."""
-        for store in (self.average, self.uncertainty):
+        for store in (self.now, self.average, self.uncertainty):
             for name, values in list(store.items()):
                 if name in alive:
                     store[name] = values * alive[name]
@@ -153,6 +174,15 @@ def of_units(group: Group, weights: Mapping[str, Tensor], norm: Norm = "mean") -
             rows = rows.argsort(stable=True).argsort(stable=True).float()
         total += rows
     return total
+
+
+def drawn(groups: Sequence[Group], seed: int) -> dict[str, Tensor]:
+    """A draw for each unit, the same whenever it is asked for."""
+    found = {}
+    for group in groups:
+        generator = torch.Generator().manual_seed(seed + (zlib.crc32(group.name.encode()) << 20))
+        found[group.name] = torch.rand(group.size, generator=generator)
+    return found
 
 
 def best(units: Mapping[str, Tensor], left: Mapping[str, int]) -> Keep:

@@ -12,7 +12,7 @@ from raysys.homodistil.groups import LLAMA, Attn, Group, Kind, groups_of
 from raysys.homodistil.keep import Keep, shrink
 from raysys.homodistil.losses import Projections
 from raysys.homodistil.masks import Masks
-from raysys.homodistil.scores import Named, Norm, Score, ScoreAt, Scores, best
+from raysys.homodistil.scores import Named, Norm, Score, ScoreAt, Scores, best, drawn
 
 Kept = dict[str, dict[int, Tensor]]
 Mode = Literal["compact", "hard", "soft"]
@@ -49,10 +49,10 @@ def targets(model: nn.Module, ratio: float, attn: Attn = "heads") -> dict[Kind, 
 class Student(nn.Module):
     """What is trained, and what is remembered of it.
 
-    net: a Hugging Face model, its own from now on. width: of the teacher. score, score_at, norm,
-    seed: see `Scores` and `of_units`. mode: what is lost is cut off (`compact`), masked at the old
-    size with the same numbers (`hard`), or zeroed, and may come back until the last event
-    (`soft`). attn: see `groups_of`.
+    net: a Hugging Face model, its own from now on. width: of the teacher. score, score_at, window,
+    norm: see `Scores` and `of_units`; seed: of `random`. mode: what is lost is cut off
+    (`compact`), masked at the old size with the same numbers (`hard`), or zeroed, and may come
+    back until the last event (`soft`). attn: see `groups_of`.
 
     projections: W of the losses; scores: of its weights; kept: of each group the units that it
     began with and that are left.
@@ -69,15 +69,16 @@ class Student(nn.Module):
         mode: Mode = "compact",
         attn: Attn = "heads",
         score_at: ScoreAt = "pre_step",
+        window: int = 1,
     ) -> None:
         super().__init__()
         self.net, self.norm, self.mode, self.attn = net, norm, mode, attn
         self.groups: list[Group] = groups_of(self.net, attn)
-        self.whole = self.groups
+        self.whole, self.seed = self.groups, seed
         config: Any = self.net.config
         self.projections = Projections(config.num_hidden_layers, config.hidden_size, width)
         names = [member.parameter for group in self.groups for member in group.members]
-        self.scores = Scores(score, self.net, names, seed, score_at)
+        self.scores = Scores(score, self.net, names, score_at, window)
         self.masks = Masks(self.net, self.groups) if mode != "compact" else None
         # Of a masked student: whether what is lost is lost for good.
         self.register_buffer("bound", torch.zeros((), dtype=torch.bool))
@@ -96,7 +97,7 @@ class Student(nn.Module):
         if units is None:
             if self.masks is not None:
                 self.masks.apply()
-            units = self.scores.of_units(self.groups, self.net, self.norm)
+            units = self._units()
         left = {group.name: sizes[group.kind] for group in self.groups}
         if self.masks is None:
             return self._cut(best(units, left))
@@ -104,6 +105,26 @@ class Student(nn.Module):
             units = {name: _only(found, self.kept[name]) for name, found in units.items()}
         self._hide(best(units, left), bind=self.mode == "hard" or last)
         return None
+
+    def _units(self) -> dict[str, Tensor]:
+        if self.scores.kind != "random":
+            return self.scores.of_units(self.groups, self.net, self.norm)
+        found = drawn(self.whole, self.seed)
+        if self.masks is not None:
+            return found
+        return {name: draws[self.kept[name].cpu()] for name, draws in found.items()}
+
+    def count(self) -> int:
+        """Weights of the net that are left."""
+        alive = self.masks.alive if self.masks is not None else {}
+        return sum(
+            int(alive[name].sum()) if name in alive else p.numel()
+            for name, p in self.net.named_parameters()
+        )
+
+    def sizes(self) -> dict[Kind, int]:
+        """Units that are left of each kind of group; all groups of a kind are equally large."""
+        return {group.kind: len(self.kept[group.name]) for group in self.groups}
 
     def steady(self) -> None:
         """Before each forward pass: what is masked is zero."""

@@ -6,8 +6,9 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cosine_similarity, cross_entropy
+from torch.nn.functional import cosine_similarity, cross_entropy, normalize
 
+from raysys.errors import ConfigError
 from raysys.homodistil.activations import Activations
 from raysys.homodistil.groups import Kind
 from raysys.homodistil.losses import Distances, LossWeights, distances, mean_pooled
@@ -43,6 +44,7 @@ class DistillTask:
         self.model, self.teacher = student, teacher.eval().requires_grad_(False)
         self.weights, self.held_out, self.masked = weights, held_out, masked
         self.planned, self.layers = {event.step: event for event in planned}, layers
+        self.goal = planned[-1].sizes if planned else None
         self.together, self.headed = together, headed(teacher)
         self.taught = taught(weights, teacher)
         self._more: dict[str, Any] = dict(output_hidden_states=True)
@@ -92,6 +94,12 @@ class DistillTask:
         pooled = mean_pooled(own, batch.mask) @ self.model.projections.hidden[-1]
         return 1 - cosine_similarity(pooled, mean_pooled(other, batch.mask)).mean(), found
 
+    def _answer(self, batch: Rows, generator: torch.Generator) -> Tensor:
+        given = dict(input_ids=batch.input_ids, attention_mask=batch.mask.long())
+        pooled = normalize(mean_pooled(self.model.net(**given), batch.mask), dim=-1)
+        draw = torch.randn(pooled.shape, generator=generator).to(pooled.device)
+        return (pooled * draw).sum()
+
     def _labels(self, batch: Rows) -> Tensor:
         if self.masked:
             return batch.labels
@@ -117,9 +125,7 @@ class DistillTask:
             task, found = self.parts(part)
             values = (task, found.kl, found.hidden, found.similarity)
             sums += len(part.input_ids) * np.array([*map(float, values), 1])
-        own, whole = (
-            sum(p.numel() for p in net.parameters()) for net in (self.model.net, self.teacher)
-        )
+        own, whole = self.model.count(), sum(p.numel() for p in self.teacher.parameters())
         names = ("loss", "kl", "hidden", "similarity")
         found_here = dict(zip(names, sums[:4] / sums[4], strict=True))
         del found_here["similarity" if self.headed else "kl"]
@@ -129,7 +135,7 @@ class DistillTask:
 
     def observe(self, scale: float) -> None:
         """Bring the scores up to date, while they are still asked for."""
-        if self.planned:
+        if self.planned and self.model.sizes() != self.goal:
             self.model.scores.update(self.model.net, scale)
 
     def shrink(self, step: int, steps: int) -> Mapping[str, Mapping[int, Tensor]] | None:
@@ -145,19 +151,34 @@ class DistillTask:
     # ---------------------------------------------------------------------
 
     def calibrate(self, batches: Iterable[Rows], goal: Mapping[Kind, int]) -> None:
-        """Prune before the first step, by scores of so many batches that nothing learns from."""
+        """Prune before the first step, by scores of so many batches that nothing learns from.
+
+        The loss of an uncut encoder is 0 and so is its gradient: it is scored by how its vectors
+        answer instead, the gradient of v·pooled with v drawn anew for every row. The expected
+        square of that is what the squared distance of the vectors grows by (Gauss and Newton).
+
+        Raises:
+            ConfigError: no loss by which anything could be scored.
+        """
         student, units = self.model, None
         student.train()
         if student.scores.kind == "activation":
             with Activations(student.net, student.groups) as found, torch.no_grad():
                 for batch in batches:
+                    found.mask = batch.mask
                     student.net(input_ids=batch.input_ids, attention_mask=batch.mask.long())
             units = found.sums
         else:
+            generator = torch.Generator().manual_seed(student.seed)
             for batch in batches:
-                total, rows = self.loss(batch)
+                rows = len(batch.input_ids)
+                total = self.loss(batch)[0] if self.headed else self._answer(batch, generator)
+                if not float(total.detach()) and student.scores.kind != "magnitude":
+                    raise ConfigError(
+                        "calibration: the loss of an uncut student is 0; give loss.task a weight"
+                    )
                 total.backward()
-                student.scores.update(student.net, 1.0 / float(rows))
+                student.scores.update(student.net, 1.0 / rows)
                 student.scores.settle(student.net)
                 student.zero_grad(set_to_none=True)
         student.prune(goal, last=True, units=units)

@@ -101,6 +101,8 @@ class HomoDistilRecipe(BaseModel):
             raise ValueError(
                 f"student={self.student}: is none of {', '.join(_BEGUN)}, dir:FOLDER of a student"
             )
+        if self.train.compile:
+            raise ValueError("train.compile: a model that becomes smaller is not compiled")
         if self.score == "activation" and not self.calibration:
             raise ValueError("score=activation: is taken from calibration=N batches; give N")
         if self.score == "activation" and self.attn == "intra_head":
@@ -181,6 +183,7 @@ def train(config: HomoDistilRecipe, session: Session) -> dict[str, Any]:
     if _leads(config) and has_part(dataset, "test"):
         with torch.no_grad():
             test = task.measure(_held(config, dataset, tokenizer, "test", masked=masked))
+    sizes, left = student.sizes(), student.count()
     student.finish()
     summary: dict[str, Any] = {
         "step": result.step,
@@ -201,7 +204,12 @@ def train(config: HomoDistilRecipe, session: Session) -> dict[str, Any]:
         compact=config.mode == "compact",
     )
     whole = Shape.of(teacher)
-    calibrating = training_flops(whole, whole, [], config.calibration, **told)
+    calibrating = 0.0
+    if config.score == "activation":  # forward passes of the student alone
+        calibrating = whole.forward(round(row)) * told["step_tokens"] * config.calibration
+    elif config.score != "magnitude":
+        asked = {**told, "taught": task.taught and headed(teacher)}
+        calibrating = training_flops(whole, whole, [], config.calibration, **asked)
 
     def spent(steps: int) -> float:
         return training_flops(whole, begun, planned, steps, **told)
@@ -210,7 +218,8 @@ def train(config: HomoDistilRecipe, session: Session) -> dict[str, Any]:
         "begin": before,
         "student": result.metrics,
         "test": test,
-        "sizes": {name: int(value) for name, value in goal.items()},
+        "sizes": sizes,
+        "weights": left,
         "rows": len(loader.rows),
         "tokens_seen": round(result.step * config.batch_rows * row),
         "flops": {"training": spent(result.step), "calibration": calibrating},
@@ -218,7 +227,8 @@ def train(config: HomoDistilRecipe, session: Session) -> dict[str, Any]:
     speed = speeds(teacher, student.net, Rows(*(values[:_TIMED] for values in held)))
 
     def write(scratch: Path) -> None:
-        write_student(scratch / "hf", student, tokenizer, backbone, config.pruning)
+        begun = config.student if config.student in _BEGUN else "teacher"
+        write_student(scratch / "hf", student, tokenizer, backbone, config.pruning, begun)
 
     log = read_records(session.run_dir / METRICS_LOG)
     figures = {"speed": speed_table(speed), **losses(log, spent)}
@@ -253,11 +263,18 @@ def _student(
     seed, layers = config.train.seed, None
     width: int = teacher.config.hidden_size
     chosen: Any = dict(
-        norm=config.norm, mode=config.mode, attn=config.attn, score_at=config.score_at
-    )
+        norm=config.norm, mode=config.mode, attn=config.attn, score_at=config.score_at,
+        # Batches of a calibration are too few to be put together.
+        window=1 if config.calibration else config.every,
+    )  # fmt: skip
     if config.student not in _BEGUN:
         earlier = open_backbone(config.student)
         told = read_pruning(earlier, backbone)
+        if told.begun != "teacher":
+            raise ConfigError(
+                f"student={config.student}: began as {told.begun}, and holds no units of the "
+                "teacher that it could go on from; name a student that began as its teacher"
+            )
         if told.schedule.ratio != config.ratio:
             raise ConfigError(
                 f"ratio={config.ratio:g}, but {config.student} is what is left at "

@@ -96,7 +96,7 @@ def test_the_folder_is_what_tuning_reads(city: Path, daily: Path, tmp_path: Path
     # Its items tell neither, and nobody orders twice or at another time of day.
     assert set(report.skipped) >= {"dish_type", "delivery", "mealtime", "basket_size"}
     assert report.skipped["dish_type"] == "no request has what it asks"
-    assert report.skipped["mealtime"] == "every answer is 'lunch'"
+    assert report.skipped["mealtime"] == "every answer is 'breakfast'"
 
 
 def test_equal_seeds_give_equal_files(city: Path, daily: Path, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from raysys.cli.main import make_app
+from raysys.data.schema import BEHAVIOURS
 from raysys.errors import ConfigError, DataError
 from raysys.hkfr.anonymise import Anonymiser
 from raysys.hkfr.claims import Filter
@@ -63,6 +64,10 @@ def test_every_shipped_config_resolves_and_starts_with_its_command(path: Path) -
     resolve(kind, path)
 
 
+def test_every_behaviour_of_the_schema_has_a_template() -> None:
+    assert set(TEMPLATES) == set(BEHAVIOURS)
+
+
 @given(st.text())
 def test_values_are_one_line_without_brackets(text: str) -> None:
     cleaned = one_line(text)
@@ -82,7 +87,7 @@ def test_a_price_lies_in_its_band(price: float) -> None:
 def test_hours_and_budgets() -> None:
     hours = (0, 5, 9, 10, 13, 14, 17, 21, 22)
     told = [mealtime(datetime(2024, 1, 1, hour)) for hour in hours]
-    assert told[:4] == ["night", "breakfast", "breakfast", "lunch"]
+    assert told[:4] == ["night", "breakfast", "breakfast", "breakfast"]
     assert told[4:] == ["lunch", "afternoon", "dinner", "dinner", "night"]
     assert within(["a b.", "c d.", "e."], 6, " ") == "a b. c d."
     assert within(["a b c d"], 2, " ") == "a b"

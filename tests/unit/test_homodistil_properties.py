@@ -1,6 +1,7 @@
 """The ten properties of HomoDistil (homodistil specification, section 6), by number."""
 
 import json
+import time
 from itertools import pairwise
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from raysys.homodistil.losses import LossWeights, Projections, distances
 from raysys.homodistil.masks import Masks
 from raysys.homodistil.plan import events
 from raysys.homodistil.schedule import Schedule, units_left
-from raysys.homodistil.scores import BETA_1, BETA_2, Scores, best, of_units
+from raysys.homodistil.scores import BETA_1, BETA_2, Scores, best, drawn, of_units
 from raysys.homodistil.student import Student, targets
 
 __all__ = ["root"]  # the fixture
@@ -111,12 +112,21 @@ def test_property_04_scores_by_hand() -> None:
     gradients = ([[2.0, 1.0, 5.0], [0.0, -2.0, 1.0]], [[1.0, 0.0, 1.0], [1.0, 1.0, -1.0]])
     scores = Scores("platon", model, ["weight"])
     mean, spread = torch.zeros(2, 3), torch.zeros(2, 3)
+    # Windows of one step; a window of two enters as its mean, early if it is asked for.
+    wide = {n: Scores("sensitivity_ema", model, ["weight"], window=n) for n in (2, 3)}
+    nows = []
     for gradient in gradients:
         model.weight.grad = torch.tensor(gradient)
         now = (model.weight.detach() * model.weight.grad).abs()
         mean = BETA_1 * mean + (1 - BETA_1) * now
         spread = BETA_2 * spread + (1 - BETA_2) * (now - mean).abs()
+        nows.append(now)
         scores.update(model)
+        for other in wide.values():
+            other.update(model)
+    for other in wide.values():
+        expected = (1 - BETA_1) * (nows[0] + nows[1]) / 2
+        torch.testing.assert_close(other.of_weights(model)["weight"], expected)
     found = scores.of_weights(model)["weight"]
     torch.testing.assert_close(found, mean * spread)
     rows = (mean * spread).sum(1)
@@ -155,13 +165,8 @@ def test_property_05_a_dead_unit_goes_first_and_order_does_not_matter(kind: str)
         weights[member.parameter] = weights[member.parameter].index_select(member.dim, turn)
     again = best({g.name: of_units(g, weights) for g in groups}, fewer)["ffn.1"]
     assert sorted(turn[again].tolist()) == ones
-    draws = [
-        best(
-            Scores("random", model, weights, seed).of_units(groups, model),
-            {name: count // 2 for name, count in left.items()},
-        )
-        for seed in (4, 4, 5)
-    ]
+    half = {name: count // 2 for name, count in left.items()}
+    draws = [best(drawn(groups, seed), half) for seed in (4, 4, 5)]
     same = [torch.equal(draws[0]["residual"], other["residual"]) for other in draws[1:]]
     assert same == [True, False]
 
@@ -257,11 +262,11 @@ def test_property_08_padding_changes_no_distance(kind: str) -> None:
         assert float(a.detach()) > 0 or name == "similarity"
         torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)
     weights = LossWeights(kl=2.0, attention=3.0)
+    kl, hidden, attention, embedding = (
+        getattr(found[0], name).item() for name in ("kl", "hidden", "attention", "embedding")
+    )
     total = found[0].total(weights)
-    assert float(total.detach()) == pytest.approx(
-        2 * float(found[0].kl) + float(found[0].hidden) + 3 * float(found[0].attention)
-        + float(found[0].embedding), rel=1e-5,
-    )  # fmt: skip
+    assert total.item() == pytest.approx(2 * kl + hidden + 3 * attention + embedding, rel=1e-5)
 
 
 @pytest.mark.slow
@@ -270,9 +275,14 @@ def test_property_08_padding_changes_no_distance(kind: str) -> None:
 def test_property_09_resumed_across_an_event_is_undisturbed(
     root: Path, tmp_path: Path, teacher: str, stop_at: int
 ) -> None:
-    whole = distil(root, tmp_path / "whole", teacher)
-    distil(root, tmp_path / "cut", teacher, stop_at=stop_at)
-    again = distil(root, tmp_path / "cut", teacher)
+    teacher_and = (teacher, "train.keep_checkpoints=50")
+    whole = distil(root, tmp_path / "whole", *teacher_and)
+    distil(root, tmp_path / "cut", *teacher_and, stop_at=stop_at)
+    stopped = time.time()
+    again = distil(root, tmp_path / "cut", *teacher_and)
+    # What lay there was gone on from, and not begun anew.
+    early = tmp_path / "cut" / "checkpoints" / "step-00000007" / "state.json"
+    assert early.stat().st_mtime < stopped
     assert again["weights_sha256"] == whole["weights_sha256"]
     kept = [
         json.loads((tmp_path / name / "hf" / "pruning.json").read_text())["kept"]
@@ -299,3 +309,20 @@ def test_property_10_ways_of_choosing_end_in_the_same_shapes() -> None:
     fresh = random_student(make("llama"), goal, 0)
     shapes.add(tuple((n, tuple(p.shape)) for n, p in fresh.named_parameters()))
     assert len(shapes) == len(counts) == 1
+
+
+@pytest.mark.parametrize("attn", ["heads", "intra_head"])
+@pytest.mark.parametrize("every", [1, 7])
+def test_property_10_a_rounded_ratio_ends_at_whole_units(attn: Attn, every: int) -> None:
+    # 2 of 6 heads, and 5 of 8 dimensions of a head.
+    ratio = 0.33337 if attn == "heads" else 0.6251
+    student = Student(make("bert"), 48, "random", attn=attn)
+    goal = targets(student.net, ratio, attn)
+    planned = events(student.whole, Schedule(ratio=ratio), goal, every, 40)
+    assert planned[-1].last and planned[-1].sizes == goal and not any(e.last for e in planned[:-1])
+    for event in planned:
+        student.prune(event.sizes, last=event.last)
+    assert student.sizes() == goal
+    fresh = random_student(make("bert"), goal, 0, attn)
+    assert [p.shape for p in fresh.parameters()] == [p.shape for p in student.net.parameters()]
+    assert student.count() == sum(p.numel() for p in fresh.parameters())

@@ -104,6 +104,25 @@ def test_rows_are_whole_and_batches_a_function_of_their_place(root: Path) -> Non
         assert shared == pytest.approx(0.15, abs=0.02)
 
 
+def test_rows_of_a_batch_are_about_equally_long_and_none_is_lost(root: Path) -> None:
+    tokenizer = BertTokenizerFast.from_pretrained(root / "encoder")
+    rng = np.random.default_rng(0)
+    rows = [[7] * int(n) for n in rng.integers(3, 60, 403)]
+    loader = RowLoader(rows, 8, 0, tokenizer, masked=False, together=4)
+    batches = [loader.batch(1, step, 0, 1) for step in range(loader.steps_per_epoch)]
+    lengths = [b.mask.sum(1).tolist() for b in batches if b is not None]
+    assert sorted(n for some in lengths for n in some) == sorted(map(len, rows))
+    assert [len(some) for some in lengths] == [8] * 50 + [3]
+    padded = sum(len(some) * max(some) for some in lengths) / sum(map(len, rows))
+    assert padded < 1.15  # in drawn order 1.6
+    firsts = [some[0] for some in lengths]
+    assert firsts != sorted(firsts)
+    again, other = loader.batch(1, 3, 0, 1), loader.batch(2, 3, 0, 1)
+    assert again is not None and other is not None and batches[3] is not None
+    assert torch.equal(again.input_ids, batches[3].input_ids)
+    assert not torch.equal(other.mask, again.mask)
+
+
 def total(found: dict[str, Any]) -> float:
     return sum(found["metrics"]["flops"].values())
 
@@ -130,6 +149,18 @@ def test_a_masked_student_learns_what_a_compact_one_does(
         for mode in ("compact", "hard")
     ]
     assert kept[0] == kept[1]
+    # Random ranking is of the teacher's units, whatever is left of them.
+    found = [
+        distil(root, tmp_path / f"drawn-{mode}", teacher, "score=random", f"mode={mode}", *over[1:])
+        for mode in ("compact", "hard")
+    ]
+    kept = [
+        json.loads((tmp_path / f"drawn-{mode}" / "hf" / "pruning.json").read_text())["kept"]
+        for mode in ("compact", "hard")
+    ]
+    assert kept[0] == kept[1]
+    shares = [told["metrics"]["student"]["share"] for told in found]
+    assert shares[0] == shares[1] < 1
 
 
 @pytest.mark.slow
@@ -191,6 +222,21 @@ def test_students_that_lose_all_before_the_first_step(
 
 
 @pytest.mark.slow
+def test_an_uncut_encoder_is_scored_by_how_its_vectors_answer(root: Path, tmp_path: Path) -> None:
+    """Its loss is 0, the gradient of that is rounding; by other batches the same units matter."""
+    over = ["unit=sentences", "calibration=4", "train.max_steps=1", "ratio=0.5"]
+    kept = []
+    for seed in (0, 1):
+        distil(root, tmp_path / str(seed), "encoder", *over, f"train.seed={seed}")
+        told = json.loads((tmp_path / str(seed) / "hf" / "pruning.json").read_text())
+        kept.append({*told["kept"]["ffn.0"]})
+    assert len(kept[0] & kept[1]) > 0.75 * len(kept[0])  # by chance one half
+    alone = ["loss.kl=0", "loss.hidden=0", "loss.embedding=0", "loss.task=0"]
+    with pytest.raises(ConfigError, match="the loss of an uncut student is 0"):
+        distil(root, tmp_path / "no", "llama", "calibration=2", *alone)
+
+
+@pytest.mark.slow
 def test_other_students(root: Path, tmp_path: Path) -> None:
     over = ["train.max_steps=12"]
     fresh = distil(root, tmp_path / "fresh", "bert", *over, "student=random", "loss.attention=1")
@@ -227,6 +273,9 @@ def test_a_student_learns_on(root: Path, tmp_path: Path) -> None:
     write_fresh_model(root / "second", FreshModel(layers=2, width=48, heads=6, seed=1), texts())
     with pytest.raises(ArtifactError, match=r"pruning\.json names another teacher"):
         distil(root, tmp_path / "no", "second", here)
+    distil(root, tmp_path / "flat", "llama", "student=shallow", "train.max_steps=2")
+    with pytest.raises(ConfigError, match="began as shallow, and holds no units"):
+        distil(root, tmp_path / "no", "llama", f"student=dir:{tmp_path / 'flat' / 'hf'}")
     with pytest.raises(ArtifactError, match="it is no student"):
         distil(root, tmp_path / "no", "second", f"student=dir:{root / 'llama'}")
     with pytest.raises(ConfigError, match="student=thick"):
