@@ -4,6 +4,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import hkfr_city
 import hkfr_shop
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from bench.hkfr_arms import BASE_LEVEL, HEURISTICS, PLACEBOS, SEQUENCES, SUBJECT
 from bench.hkfr_cell import Cell, answers
 from bench.hkfr_data import Questions, Study, instructions, questions, swapped, texts
 from bench.hkfr_judge import Judge, verdict
-from raysys.errors import ConfigError
+from raysys.errors import ConfigError, DataError
 from raysys.hkfr.knowledge import NOTHING
 from raysys.hkfr.next_task import NextConfig
 
@@ -62,6 +63,18 @@ def test_every_arm_answers_the_same_questions_from_the_same_events(shop: Path) -
     assert set(texts(study(shop), "nothing")) == {NOTHING}
 
 
+def test_knowledge_of_a_store_is_that_of_the_day_before_the_question(
+    shop: Path, tmp_path: Path
+) -> None:
+    # A store that the template has written stands for one of a model's: the texts must be equal.
+    hkfr_city.build(shop, tmp_path / "all", days=30)
+    fused = study(shop, fused=str(tmp_path / "all"))
+    assert texts(fused, "fused") == texts(study(shop), "template")
+    hkfr_city.build(shop, tmp_path / "late", days=2)
+    with pytest.raises(DataError, match=r"no knowledge of user .* build it of all days"):
+        texts(study(shop, fused=str(tmp_path / "late")), "fused")
+
+
 def test_labels_are_what_most_money_was_spent_on_in_the_order_itself(shop: Path) -> None:
     asked = questions(study(shop, candidates=11))
     orders = asked.task.orders
@@ -99,7 +112,7 @@ def test_instructions_tell_when_and_where_and_never_the_answer(shop: Path) -> No
         hour = local.hour
         meal = next(
             name for name, begin in (("night", 22), ("dinner", 17), ("afternoon", 14),
-                                     ("lunch", 10), ("breakfast", 5), ("night", 0))
+                                     ("lunch", 11), ("breakfast", 5), ("night", 0))
             if hour >= begin
         )  # fmt: skip
         at = f' at "{place}"' if place else ""
@@ -251,6 +264,14 @@ def test_a_study_runs_through_and_goes_on(shop: Path, tmp_path: Path) -> None:
 def arms_questions(shop: Path) -> int:
     asked: Questions = questions(study(shop, **{k: SMALL[k] for k in ("samples", "users")}))
     return asked.parts[2]
+
+
+def test_a_set_without_times_is_told_so(tmp_path: Path) -> None:
+    city = hkfr_city.City(timed=False).write(tmp_path / "city")
+    found = hkfr_fair.run(str(city), out=str(tmp_path / "study"))
+    assert found["verdict"]["tuning"] == "not testable here: no event has a time"
+    assert "not testable here" in hkfr_fair.markdown(found)
+    assert not (tmp_path / "study").exists()
 
 
 def test_options_that_cannot_be(shop: Path, tmp_path: Path) -> None:
