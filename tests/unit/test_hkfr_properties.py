@@ -31,7 +31,7 @@ from raysys.hkfr.claims import folded
 from raysys.hkfr.config import AnonymiseOptions, InstructionConfig, KnowledgeConfig
 from raysys.hkfr.events import log_of
 from raysys.hkfr.items import Item
-from raysys.hkfr.knowledge import NOTHING
+from raysys.hkfr.knowledge import NOTHING, Knowledge
 from raysys.hkfr.prompts import Encoded, Prompts
 from raysys.hkfr.render import Document, Event
 from raysys.hkfr.samples import Sample
@@ -577,13 +577,14 @@ def wanted_and_put_by(users: int) -> tuple[list[tuple[list[int], list[int]]], li
 
 
 def summed_up(favourites: list[int], carts: list[int]) -> str:
-    """K_u of the template, in prose."""
+    """K_u of the template: its interests, the strongest last."""
     events = tuple(
         Event(None, kind, item=Item(EATEN[n].title(), ("food", EATEN[n]), None, None, None))
         for kind, numbers in (("favourite", favourites), ("cart", carts))
         for n in numbers
     )
-    return summarise(Document("u", events)).text("prose", 60)
+    interests = summarise(Document("u", events)).interests
+    return Knowledge(interests=interests).text("record", 1)
 
 
 def first_hits(base: Path, told: list[str], right: list[int], train: int) -> float:
@@ -594,10 +595,10 @@ def first_hits(base: Path, told: list[str], right: list[int], train: int) -> flo
     prompts = Prompts(tokens)
     lessons = zip(told[:train], right[:train], strict=True)
     encoded = Encoded.of([Sample("next", text, ASKED, EATEN[n]) for text, n in lessons], prompts)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
     rng = np.random.default_rng(0)
-    for _ in range(180):
-        rows = [[row] for row in rng.integers(0, train, 48).tolist()]
+    for _ in range(150):
+        rows = [[row] for row in rng.integers(0, train, 32).tolist()]
         loss, count = weighted(model, Packed.of(encoded.ids, rows, tokens.pad, encoded.weights))
         optimizer.zero_grad()
         (loss / count).backward()
