@@ -60,8 +60,8 @@ def run(
     about fusion is not run. seeds: of the arms that the rule for the verdict names; other_seeds: of
     the others. rates: learning rates that every arm with a language model is tried with, on one
     seed and a third of the samples; rivals have as many settings by default. max_core_hours: after
-    the tries the samples are reduced so that each of the two studies keeps to it, to a third at
-    most. workers: steps at once as tasks of Ray; 0: one after the other in this process.
+    the tries the samples are reduced so that each of the two studies keeps to it, to a third at the
+    least. workers: steps at once as tasks of Ray; 0: one after the other in this process.
     The other options: see `Study`.
 
     Raises:
