@@ -218,7 +218,9 @@ def test_students_that_lose_all_before_the_first_step(
     gradually = distil(root, tmp_path / "steps", "llama", "train.max_steps=12")
     # A student that is thin from the start costs less.
     paid, other = (found["metrics"]["flops"] for found in (whole, gradually))
-    assert paid["training"] < other["training"] and paid["calibration"] > other["calibration"] == 0
+    assert paid["training"] < other["training"] and other["calibration"] == 0
+    # Magnitudes ask no batch, activations no backward pass.
+    assert (paid["calibration"] > 0) == (score != "magnitude")
 
 
 @pytest.mark.slow
@@ -230,7 +232,7 @@ def test_an_uncut_encoder_is_scored_by_how_its_vectors_answer(root: Path, tmp_pa
         distil(root, tmp_path / str(seed), "encoder", *over, f"train.seed={seed}")
         told = json.loads((tmp_path / str(seed) / "hf" / "pruning.json").read_text())
         kept.append({*told["kept"]["ffn.0"]})
-    assert len(kept[0] & kept[1]) > 0.75 * len(kept[0])  # by chance one half
+    assert len(kept[0] & kept[1]) > 0.65 * len(kept[0])  # by chance 0.5 ± 0.06
     alone = ["loss.kl=0", "loss.hidden=0", "loss.embedding=0", "loss.task=0"]
     with pytest.raises(ConfigError, match="the loss of an uncut student is 0"):
         distil(root, tmp_path / "no", "llama", "calibration=2", *alone)
