@@ -26,6 +26,7 @@ BENCHES = {
     "embed": "bench.embed",
     "gap": "bench.gap",
     "hkfr-cost": "bench.hkfr_cost",
+    "hkfr-fair": "bench.hkfr_fair",
     "homodistil-cost": "bench.homodistil_cost",
     "homodistil-fair": "bench.homodistil_fair",
     "homodistil-probes": "bench.homodistil_probes",

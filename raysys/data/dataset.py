@@ -6,7 +6,8 @@ DIR/truth/...                      generated worlds only; read by metrics and te
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from copy import copy
 from pathlib import Path
 from typing import Any, Literal
 
@@ -193,6 +194,15 @@ class Dataset:
         for part, fault in broken_parts(self.path, self.manifest):
             raise DataError(f"{self.path / part}: {fault}")
         self.schemas = table_schemas(dict(self.manifest.contexts))
+
+    def with_history(self, behaviours: Sequence[str]) -> "Dataset":
+        """The same data set with these behaviours as its histories: a manifest, and so a cache,
+        of its own. Only where events have times: `history_end` counts the stated behaviours.
+        """
+        found = copy(self)
+        told = {"history_behaviours": tuple(behaviours)}
+        found.manifest = self.manifest.model_copy(update=told)
+        return found
 
     @property
     def card(self) -> DataCard:

@@ -54,7 +54,7 @@ class TemplateBackend(_Frozen):
 
 
 class EventsBackend(_Frozen):
-    """No fusion: the rendered events themselves, newest first, at a budget of tokens."""
+    """No fusion: the rendered events themselves, the newest that a budget of tokens holds."""
 
     name: Literal["events"] = "events"
     tokens: Count = 400

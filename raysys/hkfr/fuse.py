@@ -9,7 +9,7 @@ from raysys.data.manifest import canonical_json
 from raysys.hkfr.claims import Filter
 from raysys.hkfr.config import KnowledgeConfig
 from raysys.hkfr.fusion import Fusion, TemplateFusion
-from raysys.hkfr.knowledge import NOTHING, Knowledge
+from raysys.hkfr.knowledge import NOTHING, TEXT_VERSION, Knowledge
 from raysys.hkfr.render import Document
 from raysys.hkfr.replies import Reply
 from raysys.hkfr.store import TextRow
@@ -43,6 +43,7 @@ class Fuser:
             "events": document.lines,
             "templates": document.templates,
             "fusion": fusion.identity,
+            "text": TEXT_VERSION,
             "output": config.output,
             "prose_tokens": config.prose_tokens,
             "claims": config.claims if fusion.asks else None,

@@ -8,6 +8,8 @@ from pydantic import BaseModel, ConfigDict
 from raysys.hkfr.words import one_line, sentences, within
 
 NOTHING = "Nothing is known of this user yet."
+TEXT_VERSION = 2  # of what `Knowledge.text` makes of a record; part of every key
+_HEAD = "What the user did, the oldest first:"  # of facts without prose
 
 
 class Statement(BaseModel):
@@ -30,10 +32,12 @@ class Knowledge(BaseModel):
 
     def text(self, output: str, prose_tokens: int) -> str:
         """The text for prompts: prose of at most `prose_tokens`, and with `record` after it a
-        line per interest and per fact, so that a text cut at its end loses the oldest facts."""
+        line per fact, the oldest first, and per interest, the weakest first: a prompt that is too
+        long loses the lines behind the first one, from the oldest fact on."""
         lines = [within(sentences(self.prose), prose_tokens, " ")] if self.prose else []
-        if output == "record" or not lines:
-            lines += [statement.text for statement in (*self.interests, *self.facts)]
+        told = [*reversed(self.facts), *reversed(self.interests)]
+        if told and (output == "record" or not lines):
+            lines = [*(lines or [_HEAD]), *(statement.text for statement in told)]
         return "\n".join(lines)
 
 

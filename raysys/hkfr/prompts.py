@@ -75,7 +75,7 @@ class Prompts:
             self._ids.clear()
         new = [piece for piece in dict.fromkeys(pieces) if piece not in self._ids]
         if new:
-            found = self.tokens.tokenizer(new, add_special_tokens=False)["input_ids"]
+            found = self.tokens.tokenizer(new, add_special_tokens=False, verbose=False)["input_ids"]
             self._ids.update(zip(new, found, strict=True))
         return [self._ids[piece] for piece in pieces]
 

@@ -3,6 +3,7 @@
 import json
 import time
 from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -77,19 +78,14 @@ def build_instructions(
         name: sorted({value for thing in items if thing and (value := getattr(thing, name))})
         for name in ("category", "merchant")
     }
-    with new_folder(out, overwrite=overwrite) as scratch:
-        _write_samples(scratch / "samples.parquet", asked.samples, known.store)
-        _write_json(scratch / "vocabulary.json", vocabulary)
-        files = ("samples.parquet", "vocabulary.json")
-        manifest = {
-            "format": 1,
-            "data_card_id": dataset.card.id,
-            "options": config.model_dump(mode="json"),
-            "knowledge": known.bound.options,
-            "skipped": asked.skipped,
-            "sha256": {name: sha256_file(scratch / name) for name in files},
-        }
-        _write_json(scratch / "manifest.json", manifest)
+    manifest = {
+        "data_card_id": dataset.card.id,
+        "options": config.model_dump(mode="json"),
+        "knowledge": known.bound.options,
+        "skipped": asked.skipped,
+    }
+    groups = _groups(asked.samples, known.store)
+    write_samples(out, groups, vocabulary, manifest, overwrite=overwrite)
     return InstructionsReport(
         out=str(out),
         data_card_id=dataset.card.id,
@@ -102,18 +98,40 @@ def build_instructions(
     )
 
 
-def _write_samples(path: Path, samples: list[Sample], store: KnowledgeStore) -> None:
+def write_samples(
+    out: Path,
+    groups: Iterable[pa.Table],
+    vocabulary: Mapping[str, Sequence[str]],
+    manifest: Mapping[str, Any],
+    *,
+    overwrite: bool = False,
+) -> None:
+    """Write a folder of samples; groups: rows of SAMPLES. Equal rows give equal bytes.
+
+    Raises:
+        DataError: `out` exists.
+    """
+    with new_folder(out, overwrite=overwrite) as scratch:
+        with pq.ParquetWriter(scratch / "samples.parquet", SAMPLES, compression="zstd") as writer:
+            for group in groups:
+                writer.write_table(group)
+        _write_json(scratch / "vocabulary.json", vocabulary)
+        files = ("samples.parquet", "vocabulary.json")
+        sums = {name: sha256_file(scratch / name) for name in files}
+        _write_json(scratch / "manifest.json", {"format": 1, **manifest, "sha256": sums})
+
+
+def _groups(samples: list[Sample], store: KnowledgeStore) -> Iterator[pa.Table]:
     texts = store.texts(["key", "text"])
     text = dict(zip(texts["key"].to_pylist(), texts["text"].to_pylist(), strict=True))
     own = [name for name in SAMPLES.names if name != "knowledge"]
-    with pq.ParquetWriter(path, SAMPLES, compression="zstd") as writer:
-        for begin in range(0, len(samples), _ROWS_PER_GROUP):
-            group = samples[begin : begin + _ROWS_PER_GROUP]
-            columns: dict[str, Any] = {name: [getattr(s, name) for s in group] for name in own}
-            columns["knowledge"] = [text[sample.key] for sample in group]
-            columns = {name: columns[name] for name in SAMPLES.names}
-            writer.write_table(pa.table(columns, schema=SAMPLES))
+    for begin in range(0, len(samples), _ROWS_PER_GROUP):
+        group = samples[begin : begin + _ROWS_PER_GROUP]
+        columns: dict[str, Any] = {name: [getattr(s, name) for s in group] for name in own}
+        columns["knowledge"] = [text[sample.key] for sample in group]
+        columns = {name: columns[name] for name in SAMPLES.names}
+        yield pa.table(columns, schema=SAMPLES)
 
 
-def _write_json(path: Path, value: dict[str, Any]) -> None:
+def _write_json(path: Path, value: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

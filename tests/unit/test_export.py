@@ -54,6 +54,7 @@ def exported(root: Path, runs: dict[str, Path]) -> dict[str, Path]:
 def test_inputs_are_the_batch_without_masks_labels_owners_and_edits() -> None:
     derived = {"history_mask", "candidate_mask", "clicks", "orders", "owner"}
     derived |= {"hidden"}  # what a reader has hidden is edited where the model is served
+    derived |= {"dated"}  # runs that read dated features are refused
     assert {*export.INPUTS} == {field.name for field in fields(Batch)} - derived
 
 

@@ -209,8 +209,11 @@ def test_the_template_counts() -> None:
     assert told.interests[0].events == ("e2", "e1")
     assert [fact.events for fact in told.facts] == [("e4",), ("e2",)]
     assert token_count(told.text("prose", 20)) <= 20
-    # Whatever is cut off at the end is the oldest.
-    assert told.text("record", 200).splitlines()[-1].startswith("2024-01-02: last order")
+    # Prompts that are too long lose lines from the second on: the oldest facts come first.
+    head, *lines = told.text("record", 200).splitlines()
+    assert head == told.prose
+    assert lines == [part.text for part in (*told.facts[::-1], *told.interests[::-1])]
+    assert lines[0].startswith("2024-01-02: last order")
 
 
 def row(key: str, text: str = "t") -> TextRow:

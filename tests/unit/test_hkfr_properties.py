@@ -30,12 +30,15 @@ from raysys.hkfr import render
 from raysys.hkfr.claims import folded
 from raysys.hkfr.config import AnonymiseOptions, InstructionConfig, KnowledgeConfig
 from raysys.hkfr.events import log_of
-from raysys.hkfr.knowledge import NOTHING
+from raysys.hkfr.items import Item
+from raysys.hkfr.knowledge import NOTHING, Knowledge
 from raysys.hkfr.prompts import Encoded, Prompts
+from raysys.hkfr.render import Document, Event
 from raysys.hkfr.samples import Sample
 from raysys.hkfr.scoring import Decoding, Scorer, in_full, ranked, scores_by_cache
 from raysys.hkfr.select import chosen
 from raysys.hkfr.store import KnowledgeStore
+from raysys.hkfr.summary import summarise
 from raysys.hkfr.trie import Trie, tries
 from raysys.hkfr.tuning import hits, weighted
 from raysys.llm.backbones import open_backbone
@@ -559,6 +562,69 @@ def test_09_attention_alone_of_a_model_without_such_projections_is_refused() -> 
 
 
 # --- 11: metrics -------------------------------------------------------------------------------
+
+
+EATEN = ("thai", "pizza", "sushi", "kebab", "ramen")
+ASKED = "Which category will the user order next?"
+
+
+def wanted_and_put_by(users: int) -> tuple[list[tuple[list[int], list[int]]], list[int]]:
+    """Two favourites and two carts of each user, and what is in both, which is ordered next."""
+    rng = np.random.default_rng(0)
+    drawn = [rng.permutation(len(EATEN))[:3] for _ in range(users)]
+    log = [(rng.permutation(t[:2]).tolist(), rng.permutation(t[1:]).tolist()) for t in drawn]
+    return log, [int(t[1]) for t in drawn]
+
+
+def summed_up(favourites: list[int], carts: list[int]) -> str:
+    """K_u of the template: its interests, the strongest last."""
+    events = tuple(
+        Event(None, kind, item=Item(EATEN[n].title(), ("food", EATEN[n]), None, None, None))
+        for kind, numbers in (("favourite", favourites), ("cart", carts))
+        for n in numbers
+    )
+    interests = summarise(Document("u", events)).interests
+    return Knowledge(interests=interests).text("record", 1)
+
+
+def first_hits(base: Path, told: list[str], right: list[int], train: int) -> float:
+    """Share of right answers after the first `train` users, by a model that is tuned on these."""
+    backbone = open_backbone(f"dir:{base}")
+    model = backbone.causal_model(torch.device("cpu"), torch.float32).train()
+    tokens = TextTokens(backbone.tokenizer(), 96)
+    prompts = Prompts(tokens)
+    lessons = zip(told[:train], right[:train], strict=True)
+    encoded = Encoded.of([Sample("next", text, ASKED, EATEN[n]) for text, n in lessons], prompts)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
+    rng = np.random.default_rng(0)
+    for _ in range(150):
+        rows = [[row] for row in rng.integers(0, train, 32).tolist()]
+        loss, count = weighted(model, Packed.of(encoded.ids, rows, tokens.pad, encoded.weights))
+        optimizer.zero_grad()
+        (loss / count).backward()
+        optimizer.step()
+    asked = [prompts.prompt(text, ASKED, 9) for text in told[train:]]
+    names = [prompts.name(name) for name in EATEN]
+    best = Scorer(model.eval(), tokens.end, tokens.pad)(asked, names).argmax(1)
+    return float((best == torch.tensor(right[train:])).float().mean())
+
+
+@pytest.mark.slow
+def test_10_what_two_kinds_tell_jointly_needs_both_and_the_users_own_knowledge(
+    tmp_path: Path,
+) -> None:
+    log, right = wanted_and_put_by(900)
+    told = [summed_up(favourites, carts) for favourites, carts in log]
+    corpus = [f"{text}\n{ASKED}\n{name}" for text in told for name in EATEN]
+    sizes = FreshModel(layers=2, width=64, heads=2, vocab=400, positions=96)
+    base = write_fresh_model(tmp_path / "base", sizes, corpus)
+    both = first_hits(base, told, right, 700)
+    single = first_hits(base, [summed_up([], carts) for _, carts in log], right, 700)
+    order = np.random.default_rng(1).permutation(len(told))
+    shuffled = first_hits(base, [told[row] for row in order], right, 700)
+    # One kind alone leaves two to choose from; nobody's knowledge leaves all five.
+    assert both > 0.85 > 0.6 > single
+    assert shuffled == pytest.approx(1 / len(EATEN), abs=0.1)
 
 
 def test_11_hit_rate_and_ndcg_by_hand() -> None:

@@ -22,15 +22,17 @@ SHORT = ["train.max_steps=12", "train.lr=0.0003"]
 def test_property_07_vllm_continues_as_transformers_does(root: Path, tmp_path: Path) -> None:
     # Heads of 32, which vLLM reads on a CPU.
     write_fresh_model(root / "wide", FreshModel(layers=2, width=128, heads=4), texts())
-    distil(root, tmp_path / "run", "wide", *SHORT)
+    distil(root, tmp_path / "run", "wide", "train.max_steps=60")
     here = f"dir:{tmp_path}/run/hf"
     spec = GenerateSpec(backbone=here, max_prompt_tokens=64, max_new_tokens=12, chat=False)
-    prompts = ["the sea the wind", "captain and crew", "salt"]
+    prompts = ["the sea the wind", "captain crew", "salt storm harbour"]
     told = [
         [a.text for chunk in generate(spec, prompts, engine=engine, resources=ONE) for a in chunk]
         for engine in ("transformers", "vllm")
     ]
-    assert told[0] == told[1] and any(told[0])
+    # vLLM holds back bytes that are no whole letter.
+    whole = [[text.rstrip("\ufffd") for text in texts] for texts in told]
+    assert whole[0] == whole[1] and all(whole[0])
 
 
 @pytest.mark.skipif(
