@@ -12,12 +12,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict
 
+from bench.fair.kept import Record, read_record, write_record
 from bench.hkfr_arms import HEURISTICS, SEQUENCES, Arm, Text, language_arms
 from bench.hkfr_data import Study, instructions, questions, swapped, texts
 from bench.hkfr_lm import ask, pretrain, tune
 from raysys.data.dataset import Dataset
-from raysys.data.files import write_text
-from raysys.errors import ConfigError
 from raysys.hkfr.next_task import full_ranking
 from raysys.hkfr.rivals.arms import rivals, tuned
 from raysys.hkfr.rivals.neural import SequenceConfig
@@ -25,17 +24,14 @@ from raysys.llm.parts import replaced
 from raysys.metrics.blocks import Floats
 
 METRICS = ("hr@5~full", "hr@10~full", "ndcg@5", "ndcg@10")
-_RECORD, _VALUES = "cell.json", "values.parquet"
+_VALUES = "values.parquet"
 Settings = dict[str, Any]
 
 
-class Done(BaseModel):
+class Done(Record):
     """settings: chosen or given. value: NDCG@10 on validation. seconds: of one core, of which
     scoring: asking the test questions."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    sha256: str
     settings: Settings
     value: float | None = None
     seconds: float
@@ -71,18 +67,9 @@ class Cell(BaseModel):
         """What an earlier call left here, if it came to the end.
 
         Raises:
-            ConfigError: the folder holds a step with other options or data.
+            ConfigError: see `read_record`.
         """
-        path = self.folder / _RECORD
-        if not path.is_file():
-            return None
-        done = Done.model_validate_json(path.read_text(encoding="utf-8"))
-        if done.sha256 != self.sha256():
-            raise ConfigError(
-                f"{self.folder}: made with other options or data; name another out folder, or "
-                "remove it"
-            )
-        return done
+        return read_record(self.folder, Done, self.sha256())
 
     def sha256(self) -> str:
         """Of all that its outcome depends on; where files lie is not of it."""
@@ -117,8 +104,8 @@ def run_cell(cell: Cell) -> Done:
             found = _language(cell)
     seconds = time.process_time() - begin
     told = {"settings": cell.settings, "seconds": seconds, **found}
-    done = Done(sha256=cell.sha256(), **told)
-    write_text(cell.folder / _RECORD, done.model_dump_json() + "\n")
+    done = Done(config_sha256=cell.sha256(), **told)
+    write_record(cell.folder, done)
     # Many runs lie side by side; of most of it nothing is needed any more.
     for part in ("checkpoints", "fresh", "samples", "run/checkpoints"):
         shutil.rmtree(cell.folder / part, ignore_errors=True)

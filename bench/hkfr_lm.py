@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from bench.hkfr_data import Questions, Study
-from raysys.hkfr.instructions import SAMPLES
 from raysys.hkfr.prompts import Encoded, Prompts
+from raysys.hkfr.samples import SCHEMA
 from raysys.hkfr.scoring import Scorer
 from raysys.hkfr.tuning import weighted
 from raysys.llm.backbones import open_backbone
@@ -97,7 +97,7 @@ def tune(
             "answer": [answers[row] for row in rows],
             "split": [split] * len(rows),
         }
-        groups.append(pa.table(columns, schema=SAMPLES))
+        groups.append(pa.table(columns, schema=SCHEMA))
     card = {"data_card_id": asked.data.dataset.card.id}
     write_samples(folder / "samples", groups, {TASK: asked.names}, card, overwrite=True)
     steps = study.epochs * -(-samples // _ROWS)

@@ -3,16 +3,15 @@
 import hashlib
 import shutil
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict
 
+from bench.fair.kept import Record, read_record, write_record
 from raysys.data.dataset import Dataset
-from raysys.data.files import write_text
-from raysys.errors import ConfigError
 from raysys.homodistil.probes import agreement, retrieval
 from raysys.llm.backbones import open_backbone
 from raysys.llm.encoder import EncoderSpec, TextEncoder
@@ -20,17 +19,13 @@ from raysys.recipes.homodistil import HomoDistilRecipe
 from raysys.recipes.registry import run as train
 from raysys.tracking.metrics_log import METRICS_LOG, read_records
 
-_RECORD = "cell.json"
 PROBED = 300  # documents of a part
 
 
-class Trained(BaseModel):
+class Trained(Record):
     """metrics: of the run. probes: of its vectors. seconds: of one core, in the last call. wall: of
     the training loop, all calls."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    config_sha256: str
     metrics: dict[str, Any]
     probes: dict[str, float]
     seconds: float
@@ -49,18 +44,9 @@ class Cell:
         """What an earlier call left here, if it came to the end.
 
         Raises:
-            ConfigError: the folder holds a training with other options, data or teacher.
+            ConfigError: see `read_record`.
         """
-        path = self.folder / _RECORD
-        if not path.is_file():
-            return None
-        done = Trained.model_validate_json(path.read_text(encoding="utf-8"))
-        if done.config_sha256 != self._sha256():
-            raise ConfigError(
-                f"{self.folder}: trained with other options, data or teacher; name another out "
-                "folder, or remove it"
-            )
-        return done
+        return read_record(self.folder, Trained, self._sha256())
 
     def _sha256(self) -> str:
         told = self.config.model_dump_json(context={"identity": True})
@@ -84,7 +70,7 @@ def run_cell(cell: Cell) -> Trained:
         seconds=seconds,
         wall=read_records(cell.folder / METRICS_LOG)[-1]["seconds"],
     )
-    write_text(cell.folder / _RECORD, done.model_dump_json() + "\n")
+    write_record(cell.folder, done)
     # Many runs lie side by side; what is only needed to go on takes the most room.
     shutil.rmtree(cell.folder / "checkpoints", ignore_errors=True)
     return done
@@ -111,3 +97,17 @@ def probe(student: str, teacher: str, data: str, part: str = "test") -> dict[str
 def _encoder(spec: str) -> TextEncoder:
     longest = min(128, open_backbone(spec).max_positions or 128)
     return TextEncoder(EncoderSpec(backbone=spec, max_tokens=longest))
+
+
+def texts_per_s(
+    encoders: Mapping[str, TextEncoder], texts: Sequence[str], rounds: int
+) -> dict[str, list[float]]:
+    """Texts a second of each encoder by round; they take turns, and the first round warms up."""
+    rates: dict[str, list[float]] = {name: [] for name in encoders}
+    for turn in range(rounds + 1):
+        for name, encoder in encoders.items():
+            begin = time.perf_counter()
+            encoder(list(texts))
+            if turn:
+                rates[name].append(len(texts) / (time.perf_counter() - begin))
+    return rates

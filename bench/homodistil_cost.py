@@ -3,13 +3,13 @@ workers beside one. Texts are drawn words, weights untrained: times only."""
 
 import statistics
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from bench.homodistil_cell import texts_per_s
 from raysys.data.loaders import import_dataset
 from raysys.errors import ConfigError
 from raysys.homodistil.begin import load_teacher
@@ -112,13 +112,7 @@ def _embeddings(folder: Path, spec: str, texts: list[str], rounds: int, tokens: 
         name: TextEncoder(EncoderSpec(backbone=which, max_tokens=tokens))
         for name, which in (("teacher", spec), ("student", f"dir:{folder / 'thin'}"))
     }
-    rates: dict[str, list[float]] = {name: [] for name in encoders}
-    for turn in range(rounds + 1):
-        for name, encoder in encoders.items():
-            begin = time.perf_counter()
-            encoder(texts)
-            if turn:  # the first one warms up
-                rates[name].append(len(texts) / (time.perf_counter() - begin))
+    rates = texts_per_s(encoders, texts, rounds)
     speed = {name: statistics.median(values) for name, values in rates.items()}
     return {
         "embeddings_per_s": speed,

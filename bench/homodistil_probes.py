@@ -1,13 +1,12 @@
 """A student beside its teacher: GLUE tasks, titles that find their texts, and speed."""
 
 import statistics
-import time
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from bench.homodistil_cell import probe
+from bench.homodistil_cell import probe, texts_per_s
 from raysys.data.dataset import Dataset
 from raysys.errors import ConfigError
 from raysys.homodistil.folder import read_pruning
@@ -74,12 +73,6 @@ def _kept(teacher: float, student: float) -> dict[str, float]:
 
 def _speed(encoders: dict[str, TextEncoder], data: str, count: int, rounds: int) -> Figures:
     documents = Dataset(data).table("documents", ["text"])["text"].to_pylist()[:count]
-    rates: dict[str, list[float]] = {name: [] for name in encoders}
-    for turn in range(rounds + 1):
-        for name, encoder in encoders.items():
-            begin = time.perf_counter()
-            encoder(documents)
-            if turn:  # the first one warms up
-                rates[name].append(len(documents) / (time.perf_counter() - begin))
+    rates = texts_per_s(encoders, documents, rounds)
     speed = {name: statistics.median(values) for name, values in rates.items()}
     return {"texts_per_s": speed, "speed_ratio": speed["student"] / speed["teacher"]}

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from interrupted import Stopping
 from torch import nn
 from transformers import (
     BertConfig,
@@ -25,7 +26,6 @@ from raysys.homodistil.keep import Keep
 from raysys.llm.fresh import FreshModel, write_fresh_model
 from raysys.options import resolve
 from raysys.recipes.registry import recipe_of, run
-from raysys.training import InProcessReporter
 from raysys.training.reporter import InterruptedRunError
 
 MODELS = ("bert", "llama", "qwen2")
@@ -128,20 +128,6 @@ def write_bert(folder: Path, *, bare: bool = False) -> None:
     )  # fmt: skip
     (BertModel(config) if bare else BertForMaskedLM(config)).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-
-
-class Stopping(InProcessReporter):
-    """Asks training to stop after some steps."""
-
-    def __init__(self, steps: int | None) -> None:
-        super().__init__(show=False)
-        self.left = steps
-
-    def stop_requested(self) -> bool:
-        if self.left is None:
-            return False
-        self.left -= 1
-        return self.left < 0
 
 
 def distil(root: Path, out: Path, teacher: str, *over: str, stop_at: int | None = None) -> Any:

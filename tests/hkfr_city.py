@@ -1,10 +1,12 @@
 """A small city whose people look, search and order: data sets for the tests of HKFR."""
 
+from collections.abc import Iterator
 from datetime import date
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pytest
 from larr_city import CARD
 
 from raysys.data.dataset import Dataset, DatasetWriter
@@ -136,3 +138,25 @@ def teller(data: Path, anonymise: AnonymiseOptions | None = None, **events: Any)
     anonymiser = Anonymiser(anonymise or AnonymiseOptions(), dataset.card.dataset)
     items = Items(dataset.table("items"), anonymiser)
     return Teller(items, anonymiser, validate(EventOptions, events), ["place"])
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Models that are unpacked lie apart from the user's own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAYSYS_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(scope="module")
+def city(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The city as it is."""
+    return City().write(tmp_path_factory.mktemp("hkfr") / "city")
+
+
+@pytest.fixture(scope="module")
+def daily(city: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Knowledge of every day; one user has no events."""
+    out = tmp_path_factory.mktemp("hkfr") / "daily"
+    assert build(city, out, days=DAYS).cold == 1
+    return out

@@ -7,6 +7,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 from data_fixtures import CARD
+from interrupted import Stopping
 
 from raysys.artifacts.ranker import Ranker
 from raysys.data.batch import Batch
@@ -20,7 +21,6 @@ from raysys.perconet.config import PerconetConfig, PerconetOptions
 from raysys.perconet.placebo import Placebo
 from raysys.perconet.ranker import Perconet
 from raysys.recipes.registry import recipe_of, run
-from raysys.training import InProcessReporter
 from raysys.training.reporter import InterruptedRunError
 
 NEWS, ENTITIES, TEXT = 40, 12, 6
@@ -205,25 +205,11 @@ TINY = ["model.width=16", "model.heads=2", "model.query=8", "model.history_lengt
         "train.lr=0.01", "train.early_stopping=null"]  # fmt: skip
 
 
-class _Stopping(InProcessReporter):
-    """Asks training to stop after some steps."""
-
-    def __init__(self, steps: int | None) -> None:
-        super().__init__(show=False)
-        self.left = steps
-
-    def stop_requested(self) -> bool:
-        if self.left is None:
-            return False
-        self.left -= 1
-        return self.left < 0
-
-
 def train_run(data: Path, out: Path, *over: str, stop_at: int | None = None) -> dict[str, Any]:
     """Train a small `news/perconet`; with `stop_at`, interrupted after so many steps."""
     config = resolve(recipe_of("news/perconet"), None, [*TINY, *over], {"data": str(data)})
     try:
-        return run(config, out, show_progress=False, reporter=_Stopping(stop_at)).result
+        return run(config, out, show_progress=False, reporter=Stopping(stop_at)).result
     except InterruptedRunError:
         assert stop_at is not None
         return {}

@@ -7,26 +7,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
-
+from bench.fair.kept import Record, read_record, write_record
 from raysys.data.dataset import Dataset
-from raysys.data.files import write_text
 from raysys.data.prepared import prepare
-from raysys.errors import ConfigError
 from raysys.metrics import ScoredRows
 from raysys.recipes.ranker import RankerRecipe
 from raysys.recipes.registry import run as train
 from raysys.recipes.split_scorer import SplitScorer
 
-_RECORD = "cell.json"
 
-
-class Trained(BaseModel):
+class Trained(Record):
     """validation: the recipe's headline there. seconds: of one core, for training and scoring."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    config_sha256: str
     validation: float
     epochs: int
     seconds: float
@@ -50,18 +42,9 @@ class Cell:
         """What an earlier call left here, if it came to the end.
 
         Raises:
-            ConfigError: the folder holds a training with other options, data or encoder.
+            ConfigError: see `read_record`.
         """
-        path = self.folder / _RECORD
-        if not path.is_file():
-            return None
-        done = Trained.model_validate_json(path.read_text(encoding="utf-8"))
-        if done.config_sha256 != self._sha256():
-            raise ConfigError(
-                f"{self.folder}: trained with other options, data or encoder; name another out "
-                "folder, or remove it"
-            )
-        return done
+        return read_record(self.folder, Trained, self._sha256())
 
     def _sha256(self) -> str:
         told = self.config.model_dump_json(context={"identity": True})
@@ -84,7 +67,7 @@ def run_cell(cell: Cell) -> Trained:
         epochs=result["epochs"],
         seconds=seconds,
     )
-    write_text(cell.folder / _RECORD, done.model_dump_json() + "\n")
+    write_record(cell.folder, done)
     # Many runs lie side by side; what is only needed to go on takes the most room.
     shutil.rmtree(cell.folder / "checkpoints", ignore_errors=True)
     return done

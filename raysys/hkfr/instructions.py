@@ -9,30 +9,15 @@ from functools import lru_cache
 from random import Random
 from typing import Any
 
-import pyarrow as pa
-
 from raysys.errors import DataError
 from raysys.hkfr.moments import Moments, Request
 from raysys.hkfr.store import Bound, KnowledgeStore
 from raysys.hkfr.tasks import TASKS, Moment
 
-SAMPLES = pa.schema(
-    [
-        pa.field("sample_id", pa.string(), nullable=False),
-        pa.field("user_id", pa.string(), nullable=False),
-        ("ts", pa.int64()),  # of the request, µs UTC
-        pa.field("task", pa.string(), nullable=False),
-        pa.field("knowledge", pa.string(), nullable=False),
-        pa.field("instruction", pa.string(), nullable=False),
-        pa.field("answer", pa.string(), nullable=False),
-        pa.field("split", pa.string(), nullable=False),
-    ]
-)
-
 
 @dataclass(frozen=True)
-class Sample:
-    """A row of SAMPLES; key: of its knowledge text."""
+class Asked:
+    """A sample whose knowledge text is in the store still; key: of that."""
 
     sample_id: str
     user_id: str
@@ -113,7 +98,7 @@ class Asked:
     skipped: the other tasks, and why; without_knowledge: requests that no knowledge was known at.
     """
 
-    samples: list[Sample]
+    samples: list[Asked]
     skipped: dict[str, str]
     without_knowledge: int
 
@@ -126,7 +111,7 @@ def ask(
     Every answer is about the order that a request led to, or the next one after it, while its
     knowledge ends before it.
     """
-    samples: list[Sample] = []
+    samples: list[Asked] = []
     without = 0
     for request, moment in moments:
         key = known.key(request)
@@ -148,7 +133,7 @@ def ask(
 
 def _of_request(
     request: Request, moment: Moment, key: str, tasks: Sequence[str], seed: int
-) -> Iterator[Sample]:
+) -> Iterator[Asked]:
     for name in tasks:
         # Of its own, so that the other tasks of a run do not matter.
         draw = Random(f"{seed} {request.request_id} {name}")
@@ -156,7 +141,7 @@ def _of_request(
         if asked is None:
             continue
         slots, answer = asked
-        yield Sample(
+        yield Asked(
             sample_id=f"{request.request_id}/{name}",
             user_id=request.user_id,
             ts=request.ts,
@@ -168,7 +153,7 @@ def _of_request(
         )
 
 
-def _thinned(samples: list[Sample], per_user: int | None, seed: int) -> list[Sample]:
+def _thinned(samples: list[Asked], per_user: int | None, seed: int) -> list[Asked]:
     """At most so many training samples of each user, drawn by hash."""
     if per_user is None:
         return samples

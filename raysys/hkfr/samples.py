@@ -26,9 +26,19 @@ from raysys.data.split import stable_hash
 from raysys.errors import DataError
 
 SAMPLES, VOCABULARY, MANIFEST = "samples.parquet", "vocabulary.json", "manifest.json"
-_TEXTS = (
-    "sample_id", "user_id", "task", "knowledge", "instruction", "answer", "split",
-)  # fmt: skip
+SCHEMA = pa.schema(
+    [
+        pa.field("sample_id", pa.string(), nullable=False),
+        pa.field("user_id", pa.string(), nullable=False),
+        ("ts", pa.int64()),  # of the request, µs UTC
+        pa.field("task", pa.string(), nullable=False),
+        pa.field("knowledge", pa.string(), nullable=False),
+        pa.field("instruction", pa.string(), nullable=False),
+        pa.field("answer", pa.string(), nullable=False),
+        pa.field("split", pa.string(), nullable=False),
+    ]
+)
+_TEXTS = tuple(field.name for field in SCHEMA if not field.nullable)
 _AGAIN = "build the folder again"
 
 

@@ -17,9 +17,10 @@ from raysys.data.prepared import prepare
 from raysys.errors import ConfigError, DataError
 from raysys.hkfr.anonymise import Anonymiser
 from raysys.hkfr.config import AnonymiseOptions, InstructionConfig
-from raysys.hkfr.instructions import SAMPLES, KnownAt, Sample, ask
+from raysys.hkfr.instructions import Asked, KnownAt, ask
 from raysys.hkfr.items import Items
 from raysys.hkfr.moments import Moments, things
+from raysys.hkfr.samples import MANIFEST, SAMPLES, SCHEMA, VOCABULARY
 from raysys.hkfr.store import KnowledgeStore
 from raysys.hkfr.tasks import TASKS
 
@@ -106,31 +107,30 @@ def write_samples(
     *,
     overwrite: bool = False,
 ) -> None:
-    """Write a folder of samples; groups: rows of SAMPLES. Equal rows give equal bytes.
+    """Write a folder of samples; groups: rows of `SCHEMA`. Equal rows give equal bytes.
 
     Raises:
         DataError: `out` exists.
     """
     with new_folder(out, overwrite=overwrite) as scratch:
-        with pq.ParquetWriter(scratch / "samples.parquet", SAMPLES, compression="zstd") as writer:
+        with pq.ParquetWriter(scratch / SAMPLES, SCHEMA, compression="zstd") as writer:
             for group in groups:
                 writer.write_table(group)
-        _write_json(scratch / "vocabulary.json", vocabulary)
-        files = ("samples.parquet", "vocabulary.json")
-        sums = {name: sha256_file(scratch / name) for name in files}
-        _write_json(scratch / "manifest.json", {"format": 1, **manifest, "sha256": sums})
+        _write_json(scratch / VOCABULARY, vocabulary)
+        sums = {name: sha256_file(scratch / name) for name in (SAMPLES, VOCABULARY)}
+        _write_json(scratch / MANIFEST, {"format": 1, **manifest, "sha256": sums})
 
 
-def _groups(samples: list[Sample], store: KnowledgeStore) -> Iterator[pa.Table]:
+def _groups(samples: list[Asked], store: KnowledgeStore) -> Iterator[pa.Table]:
     texts = store.texts(["key", "text"])
     text = dict(zip(texts["key"].to_pylist(), texts["text"].to_pylist(), strict=True))
-    own = [name for name in SAMPLES.names if name != "knowledge"]
+    own = [name for name in SCHEMA.names if name != "knowledge"]
     for begin in range(0, len(samples), _ROWS_PER_GROUP):
         group = samples[begin : begin + _ROWS_PER_GROUP]
         columns: dict[str, Any] = {name: [getattr(s, name) for s in group] for name in own}
         columns["knowledge"] = [text[sample.key] for sample in group]
-        columns = {name: columns[name] for name in SAMPLES.names}
-        yield pa.table(columns, schema=SAMPLES)
+        columns = {name: columns[name] for name in SCHEMA.names}
+        yield pa.table(columns, schema=SCHEMA)
 
 
 def _write_json(path: Path, value: Mapping[str, Any]) -> None:

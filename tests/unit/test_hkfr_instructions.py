@@ -11,7 +11,7 @@ from typing import Any
 import hkfr_city
 import pyarrow.parquet as pq
 import pytest
-from hkfr_city import FIRST_DAY, City
+from hkfr_city import FIRST_DAY, City, cache, city, daily
 from typer.testing import CliRunner
 
 from raysys.cli.main import make_app
@@ -22,28 +22,10 @@ from raysys.hkfr.tasks import TASKS
 from raysys.options import validate
 from raysys.recipes.hkfr_instructions import InstructionsReport, build_instructions
 
+__all__ = ["cache", "city", "daily"]  # the fixtures
+
 Row = dict[str, Any]
 FIELDS = dict(category="category:1", sub_category="category:2")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def cache(tmp_path_factory: pytest.TempPathFactory) -> None:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RAYSYS_CACHE", str(tmp_path_factory.mktemp("cache")))
-        yield
-
-
-@pytest.fixture(scope="module")
-def city(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return City().write(tmp_path_factory.mktemp("hkfr") / "city")
-
-
-@pytest.fixture(scope="module")
-def daily(city: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Knowledge of every day."""
-    out = tmp_path_factory.mktemp("hkfr") / "daily"
-    hkfr_city.build(city, out, days=hkfr_city.DAYS)
-    return out
 
 
 def asked(

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import hkfr_city
 import pytest
-from hkfr_city import FIRST_DAY, City
+from hkfr_city import FIRST_DAY, City, cache, city
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
@@ -27,20 +27,10 @@ from raysys.hkfr.summary import summarise
 from raysys.hkfr.words import mealtime, one_line, price_band, token_count, within
 from raysys.options import load_yaml, resolve
 
+__all__ = ["cache", "city"]  # the fixtures
+
 CONFIGS = sorted((Path(__file__).parents[2] / "raysys" / "configs" / "hkfr").glob("*.yaml"))
 DAY = date(2024, 1, 7)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def cache(tmp_path_factory: pytest.TempPathFactory) -> None:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RAYSYS_CACHE", str(tmp_path_factory.mktemp("cache")))
-        yield
-
-
-@pytest.fixture(scope="module")
-def city(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return City().write(tmp_path_factory.mktemp("hkfr") / "city")
 
 
 def document(*texts: str, kind: str = "search") -> Document:

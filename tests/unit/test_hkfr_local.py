@@ -7,20 +7,15 @@ from typing import Any
 import hkfr_city
 import llm_toys
 import pytest
-from hkfr_city import City
+from hkfr_city import City, cache
 
 from raysys.hkfr.knowledge import Knowledge
 from raysys.hkfr.store import KnowledgeStore
 
+__all__ = ["cache"]  # the fixtures
+
 pytestmark = pytest.mark.slow
 DAY = date(2024, 1, 7)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def cache(tmp_path_factory: pytest.TempPathFactory) -> None:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RAYSYS_CACHE", str(tmp_path_factory.mktemp("cache")))
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from hkfr_city import FIRST_DAY, City
+from hkfr_city import FIRST_DAY, City, cache, city, daily
 from hkfr_language import (
     END,
     PAD,
@@ -49,29 +49,11 @@ from raysys.llm.tuning import LoraOptions, TuningConfig, tunable
 from raysys.options import resolve, validate
 from raysys.recipes.hkfr_instructions import build_instructions
 
+__all__ = ["cache", "city", "daily"]  # the fixtures
+
 Row = dict[str, Any]
 DAY = 6
 CUT = FIRST_DAY + timedelta(days=DAY)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def cache(tmp_path_factory: pytest.TempPathFactory) -> None:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RAYSYS_CACHE", str(tmp_path_factory.mktemp("cache")))
-        yield
-
-
-@pytest.fixture(scope="module")
-def city(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return City().write(tmp_path_factory.mktemp("hkfr") / "city")
-
-
-@pytest.fixture(scope="module")
-def daily(city: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Knowledge of every day."""
-    out = tmp_path_factory.mktemp("hkfr") / "daily"
-    assert hkfr_city.build(city, out, days=hkfr_city.DAYS).cold == 1
-    return out
 
 
 @pytest.fixture(scope="module")

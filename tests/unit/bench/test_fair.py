@@ -95,7 +95,7 @@ def test_a_study_tunes_alike_seeds_and_resumes(
     for name, system in again.systems.items():
         for seed, folds in system.rows.items():
             assert np.array_equal(folds[""].score, first.systems[name].rows[seed][""].score)
-    with pytest.raises(ConfigError, match="trained with other options"):
+    with pytest.raises(ConfigError, match="made with other options"):
         run_study(ARMS, {**BASE, "batch_size": 8}, str(world), tmp_path / "out", sizes)
     other = tmp_path / "other"
     make_world(WorldConfig(users=60, days=20, seed=4), other, LocalMapper())

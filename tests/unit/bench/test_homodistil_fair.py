@@ -73,7 +73,7 @@ def test_a_study_of_a_language_model(
     before = {p: p.stat().st_mtime_ns for p in (tmp_path / "study").rglob("cell.json")}
     assert homodistil_fair.run(**options) == found
     assert before == {p: p.stat().st_mtime_ns for p in (tmp_path / "study").rglob("cell.json")}
-    with pytest.raises(ConfigError, match="trained with other options"):
+    with pytest.raises(ConfigError, match="made with other options"):
         homodistil_fair.run(**{**options, "calibration": 3})
     with pytest.raises(ConfigError, match=r"no r9; there are r0\.33-b1"):
         homodistil_fair.run(**{**options, "places": ("r9",)})
