@@ -16,7 +16,7 @@ from raysys.hkfr.tasks import TASKS, Moment
 
 
 @dataclass(frozen=True)
-class Asked:
+class KeyedSample:
     """A sample whose knowledge text is in the store still; key: of that."""
 
     sample_id: str
@@ -98,7 +98,7 @@ class Asked:
     skipped: the other tasks, and why; without_knowledge: requests that no knowledge was known at.
     """
 
-    samples: list[Asked]
+    samples: list[KeyedSample]
     skipped: dict[str, str]
     without_knowledge: int
 
@@ -111,7 +111,7 @@ def ask(
     Every answer is about the order that a request led to, or the next one after it, while its
     knowledge ends before it.
     """
-    samples: list[Asked] = []
+    samples: list[KeyedSample] = []
     without = 0
     for request, moment in moments:
         key = known.key(request)
@@ -133,7 +133,7 @@ def ask(
 
 def _of_request(
     request: Request, moment: Moment, key: str, tasks: Sequence[str], seed: int
-) -> Iterator[Asked]:
+) -> Iterator[KeyedSample]:
     for name in tasks:
         # Of its own, so that the other tasks of a run do not matter.
         draw = Random(f"{seed} {request.request_id} {name}")
@@ -141,7 +141,7 @@ def _of_request(
         if asked is None:
             continue
         slots, answer = asked
-        yield Asked(
+        yield KeyedSample(
             sample_id=f"{request.request_id}/{name}",
             user_id=request.user_id,
             ts=request.ts,
@@ -153,7 +153,7 @@ def _of_request(
         )
 
 
-def _thinned(samples: list[Asked], per_user: int | None, seed: int) -> list[Asked]:
+def _thinned(samples: list[KeyedSample], per_user: int | None, seed: int) -> list[KeyedSample]:
     """At most so many training samples of each user, drawn by hash."""
     if per_user is None:
         return samples

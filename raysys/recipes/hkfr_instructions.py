@@ -17,7 +17,7 @@ from raysys.data.prepared import prepare
 from raysys.errors import ConfigError, DataError
 from raysys.hkfr.anonymise import Anonymiser
 from raysys.hkfr.config import AnonymiseOptions, InstructionConfig
-from raysys.hkfr.instructions import Asked, KnownAt, ask
+from raysys.hkfr.instructions import KeyedSample, KnownAt, ask
 from raysys.hkfr.items import Items
 from raysys.hkfr.moments import Moments, things
 from raysys.hkfr.samples import MANIFEST, SAMPLES, SCHEMA, VOCABULARY
@@ -121,7 +121,7 @@ def write_samples(
         _write_json(scratch / MANIFEST, {"format": 1, **manifest, "sha256": sums})
 
 
-def _groups(samples: list[Asked], store: KnowledgeStore) -> Iterator[pa.Table]:
+def _groups(samples: list[KeyedSample], store: KnowledgeStore) -> Iterator[pa.Table]:
     texts = store.texts(["key", "text"])
     text = dict(zip(texts["key"].to_pylist(), texts["text"].to_pylist(), strict=True))
     own = [name for name in SCHEMA.names if name != "knowledge"]
