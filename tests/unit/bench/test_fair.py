@@ -99,7 +99,7 @@ def test_a_study_tunes_alike_seeds_and_resumes(
         run_study(ARMS, {**BASE, "batch_size": 8}, str(world), tmp_path / "out", sizes)
     other = tmp_path / "other"
     make_world(WorldConfig(users=60, days=20, seed=4), other, LocalMapper())
-    with pytest.raises(ConfigError, match="other options, data or encoder"):
+    with pytest.raises(ConfigError, match="other options, data or model"):
         run_study(ARMS, BASE, str(other), tmp_path / "out", sizes)
 
 
